@@ -1,0 +1,23 @@
+//! The Vaina daemon and its commands.
+//!
+//! Path of a call: [`rpc`] (convert, detach, trace) → a verb in [`sandbox`], [`container`] or [`image`] → parts
+//! ([`network`], [`snapshot`], [`runtime`], [`state`]) → `vaina-sys` or a shim over ttrpc.
+
+pub mod app;
+pub mod config;
+pub mod container;
+pub mod error;
+pub mod exits;
+pub mod id;
+pub mod image;
+pub mod index;
+pub mod network;
+pub mod plan;
+pub mod recover;
+pub mod rpc;
+pub mod runtime;
+pub mod sandbox;
+pub mod snapshot;
+pub mod standalone;
+pub mod state;
+pub mod telemetry;

@@ -1,0 +1,3 @@
+//! Entry point of `vaina`.
+
+fn main() {}

@@ -1,0 +1,41 @@
+//! The wire contracts of Vaina, generated and nothing else.
+//!
+//! - [`cri`]: Kubernetes CRI v1 as of cri-api 0.37, written from the wire table in `tests/cri-v1-wire.tsv`.
+//! - [`shim`]: `vaina.shim.v1`, what our daemon and our shim need beyond containerd's Task and Sandbox services.
+
+#![allow(
+    unused,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "generated code"
+)]
+#![allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+/// CRI v1: messages, `runtime_service_{client,server}` and `image_service_{client,server}`.
+#[cfg(feature = "cri")]
+pub mod cri {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+
+    /// The compiled `FileDescriptorSet`, for the test against the wire table.
+    pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cri.bin"));
+}
+
+/// `vaina.shim.v1`: messages and the async ttrpc client and server.
+#[cfg(feature = "shim")]
+pub mod shim {
+    // The generated service names its messages `super::shim`.
+    mod shim {
+        include!(concat!(env!("OUT_DIR"), "/shim.rs"));
+    }
+    mod shim_ttrpc {
+        include!(concat!(env!("OUT_DIR"), "/shim_ttrpc.rs"));
+    }
+    pub use shim::*;
+    pub use shim_ttrpc::*;
+}
