@@ -25,11 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .input("shim/v1/shim.proto")
             .include("shim/v1")
             .rust_protobuf()
-            .customize(ttrpc_codegen::Customize {
-                async_all: true,
-                gen_mod: false,
-                ..Default::default()
-            })
+            .customize(ttrpc_codegen::Customize { async_all: true, gen_mod: false, ..Default::default() })
             .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(false))
             .run()?;
         // The generated files open with inner attributes, which `include!` refuses.
