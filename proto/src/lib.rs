@@ -5,6 +5,7 @@
 
 #![allow(
     warnings,
+    missing_debug_implementations,
     clippy::all,
     clippy::pedantic,
     reason = "everything below is generated; its contract is checked by the tests"
