@@ -1,0 +1,62 @@
+//! Runs a [`Drive`] for real: independent actions together, all of them to their end.
+
+use std::error::Error;
+
+use futures::{StreamExt as _, stream::FuturesUnordered};
+
+use super::{Action, Drive, Mark, Outcome, Step};
+
+/// What a kind of object does for each action.
+pub trait Host<S: Step>: Sync {
+    /// Why an action failed; it names the step.
+    type Error: Error + Send + Sync + 'static;
+
+    /// Writes the mark into the record.
+    fn write(&self, mark: Mark<S::Level>) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Makes a step. For the record: writes it, with the mark [`Mark::Toward`] the wanted level.
+    fn make(&self, step: S) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Removes a step; what is not there is removed.
+    fn remove(&self, step: S) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// Why a drive did not reach what was wanted.
+#[derive(Debug)]
+pub struct Failure<E> {
+    /// What went wrong first.
+    pub first: E,
+    /// What went wrong after it, while it was undone.
+    pub further: Vec<E>,
+    /// Something could not be removed or recorded; the record says that it is owed.
+    pub owed: bool,
+}
+
+/// Runs the drive to its end. Not cancel-safe: callers run it in a task of its own.
+pub async fn execute<S: Step, H: Host<S>>(host: &H, mut drive: Drive<S>) -> Result<(), Failure<H::Error>> {
+    let run = async |action: Action<S>| {
+        let result = match action {
+            Action::Write(mark) => host.write(mark).await,
+            Action::Make(step) => host.make(step).await,
+            Action::Remove(step) => host.remove(step).await,
+        };
+        (action, result)
+    };
+    let mut running = FuturesUnordered::new();
+    let mut errors = Vec::new();
+    let outcome = loop {
+        while let Some(action) = drive.next() {
+            running.push(run(action));
+        }
+        if let Some((action, result)) = running.next().await {
+            drive.finished(action, result.is_ok());
+            errors.extend(result.err());
+        } else {
+            // Nothing runs and nothing can start: by the drive's rules it is over.
+            break drive.outcome().unwrap_or(Outcome::Owed);
+        }
+    };
+    let mut errors = errors.into_iter();
+    match errors.next() {
+        Some(first) => Err(Failure { first, further: errors.collect(), owed: outcome == Outcome::Owed }),
+        None => Ok(()),
+    }
+}
