@@ -1,1 +1,3 @@
 //! Kernel wrappers.
+
+pub mod sysvipc;

@@ -1,0 +1,116 @@
+//! What tests run inside containers where busybox falls short: System V IPC, POSIX shared memory, signals, orphans and
+//! memory. One subcommand each; output on stdout, flushed line by line; an error exits 1 and says why on stderr.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    process::{Command, ExitCode},
+    str::FromStr,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    fcntl::OFlag,
+    sys::{
+        mman,
+        signal::{SigSet, Signal},
+        stat::Mode,
+    },
+    unistd,
+};
+use vaina_sys::sysvipc::{self, Key};
+
+const USAGE: &str = "probe sem-create KEY VALUE | sem-value KEY | sem-remove KEY
+      | seg-create KEY TEXT | seg-read KEY | seg-remove KEY      (System V)
+      | shm-create NAME TEXT | shm-read NAME                     (POSIX)
+      | signals [SIGNAL=CODE]    print each signal; exit with CODE after SIGNAL
+      | orphan SECONDS           leave a process behind whose parent is gone, and wait too
+      | allocate MIB             touch that much memory, then wait for a signal
+      | write OUT ERR COUNT      COUNT times one line to each of stdout and stderr
+      | exit CODE";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[&str]) -> Result<ExitCode> {
+    match arguments {
+        ["sem-create", key, value] => sysvipc::semaphore_create(parse_key(key)?, value.parse()?)?,
+        ["sem-value", key] => say(&sysvipc::semaphore_value(parse_key(key)?)?.to_string())?,
+        ["sem-remove", key] => sysvipc::semaphore_remove(parse_key(key)?)?,
+        ["seg-create", key, text] => sysvipc::segment_create(parse_key(key)?, text.as_bytes())?,
+        ["seg-read", key] => say(&String::from_utf8(sysvipc::segment_read(parse_key(key)?)?)?)?,
+        ["seg-remove", key] => sysvipc::segment_remove(parse_key(key)?)?,
+        ["shm-create", name, text] => {
+            let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+            let object = mman::shm_open(*name, flags, Mode::from_bits_truncate(0o666)).context("shm_open")?;
+            File::from(object).write_all(text.as_bytes())?;
+        }
+        ["shm-read", name] => {
+            let object = mman::shm_open(*name, OFlag::O_RDONLY, Mode::empty()).context("shm_open")?;
+            let mut text = String::new();
+            File::from(object).read_to_string(&mut text)?;
+            say(&text)?;
+        }
+        ["signals"] => return signals(None),
+        ["signals", end] => {
+            let (signal, code) = end.split_once('=').context("SIGNAL=CODE")?;
+            return signals(Some((Signal::from_str(signal)?, code.parse()?)));
+        }
+        ["orphan", seconds] => {
+            // A shell between us and the sleeper, which ends at once.
+            let status = Command::new("/bin/sh").args(["-c", &format!("sleep {seconds} & echo orphan $!")]).status()?;
+            say(&format!("shell ended: {status}"))?;
+            return signals(Some((Signal::SIGTERM, 0)));
+        }
+        ["allocate", mebibytes] => {
+            let memory = vec![1_u8; mebibytes.parse::<usize>()? << 20];
+            say(&format!("allocated {}", memory.len() >> 20))?;
+            return signals(Some((Signal::SIGTERM, 0)));
+        }
+        ["write", out, err, count] => {
+            for _ in 0..count.parse()? {
+                say(out)?;
+                writeln!(io::stderr(), "{err}")?;
+            }
+        }
+        ["exit", code] => return Ok(ExitCode::from(code.parse::<u8>()?)),
+        _ => bail!("usage: {USAGE}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse_key(text: &str) -> Result<Key> {
+    Ok(Key(text.parse().context("KEY")?))
+}
+
+fn say(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+/// Waits for signals instead of handling them, so that as PID 1 none is lost and none ends us.
+fn signals(end: Option<(Signal, u8)>) -> Result<ExitCode> {
+    let mut set = SigSet::all();
+    set.remove(Signal::SIGCHLD);
+    set.thread_block().context("block signals")?;
+    say(&format!("waiting as {}", unistd::getpid()))?;
+    loop {
+        let signal = set.wait().context("wait for a signal")?;
+        say(signal.as_str())?;
+        if let Some((last, code)) = end
+            && last == signal
+        {
+            return Ok(ExitCode::from(code));
+        }
+    }
+}

@@ -1,0 +1,591 @@
+//! A node for one test: a thread in mount and network namespaces of its own, with an own `/run` (tmpfs) and `/var/lib`
+//! (a directory of the test), and a real `vaina serve` with its defaults in them.
+//!
+//! So tests run beside each other and beside whatever else the machine does, and the comparison of [`leak`] may look at
+//! the whole mount table, all links and the whole nft ruleset. PIDs and cgroups are the machine's; what belongs to the
+//! node there is found by its name. The root mount is shared, as it is on machines that run kubelets.
+
+use std::{
+    any::Any,
+    fs::{self, File},
+    io::Write as _,
+    os::unix::process::ExitStatusExt as _,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::FutureExt as _;
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tonic::Status;
+use vaina_proto::cri;
+
+use crate::{
+    build::{Container, Pod},
+    client::Cri,
+    images::{self, Flavour, archive, layer::Compression},
+    leak::{self, Scope, Snapshot},
+    require::{self, Programs},
+    wait,
+};
+
+/// The image that every node has: busybox and the probe.
+pub const IMAGE: &str = "vaina.test/base:1";
+
+/// The default socket of the daemon, inside the node.
+pub const SOCKET: &str = "/run/vaina/vaina.sock";
+
+/// How long the daemon may take to serve, and to end.
+const DAEMON_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long what was removed may take to be gone: the kernel takes links away some time after their namespace.
+const LEAK_LIMIT: Duration = Duration::from_secs(15);
+
+/// How a node differs from the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Text of a configuration file; without it there is no file.
+    pub config: Option<String>,
+    /// The daemon is not started: the test does that, or needs none.
+    pub without_daemon: bool,
+}
+
+/// Runs a test on a fresh node and ends it with the leak check.
+///
+/// # Panics
+/// When the test fails, something is left behind, or the daemon logged a warning that the test did not allow.
+pub fn e2e<F>(test: F)
+where
+    F: AsyncFnOnce(&mut Node) -> Result<()> + Send + 'static,
+{
+    e2e_with(Options::default(), test);
+}
+
+/// As [`e2e`], with a node that differs from the defaults.
+///
+/// # Panics
+/// As [`e2e`].
+pub fn e2e_with<F>(options: Options, test: F)
+where
+    F: AsyncFnOnce(&mut Node) -> Result<()> + Send + 'static,
+{
+    // The harness's own thread must not be moved to other namespaces.
+    let name = thread::current().name().unwrap_or("e2e").to_owned();
+    let body = move || -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut node = Node::isolate(options)?;
+        runtime.block_on(async {
+            if !node.options.without_daemon {
+                node.boot().await?;
+            }
+            let result = AssertUnwindSafe(test(&mut node)).catch_unwind().await;
+            node.finish(result).await
+        })
+    };
+    let result = thread::Builder::new().name(name).spawn(body).expect("start a thread").join();
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => panic!("{error:?}"),
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    directory: TempDir,
+    options: Options,
+    /// The programs under test.
+    pub programs: Programs,
+    daemon: Option<Child>,
+    cri: Option<Cri>,
+    allowed: Vec<String>,
+    sandboxes: Vec<String>,
+    baseline: Option<Snapshot>,
+}
+
+impl Node {
+    /// Moves the calling thread to a node without a daemon. For good: the thread must be the test's own.
+    pub fn isolate(options: Options) -> Result<Self> {
+        require::root()?;
+        let programs = require::programs()?;
+        require::tool("ip", "iproute2")?;
+        require::tool("nft", "nftables")?;
+        let directory = tempfile::Builder::new().prefix("vaina-e2e-").tempdir().context("make the node's directory")?;
+        let name = directory.path().file_name().context("name the node")?.to_string_lossy().into_owned();
+        let lib = directory.path().join("lib");
+        fs::create_dir(&lib).context("make the node's /var/lib")?;
+
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("unshare the namespaces of the node")?;
+        let none: Option<&str> = None;
+        // Nothing may reach the machine, and all below the node's root is shared, as systemd makes it.
+        for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+            mount(none, "/", none, MsFlags::MS_REC | flags, none).context("set the propagation of /")?;
+        }
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mount /run")?;
+        mount(Some(&lib), "/var/lib", none, MsFlags::MS_BIND, none).context("mount /var/lib")?;
+        run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
+
+        let node = Self {
+            name,
+            directory,
+            options,
+            programs,
+            daemon: None,
+            cri: None,
+            allowed: Vec::new(),
+            sandboxes: Vec::new(),
+            baseline: None,
+        };
+        if let Some(config) = &node.options.config {
+            fs::write(node.config_path(), config).context("write the configuration")?;
+        }
+        Ok(node)
+    }
+
+    /// Starts the daemon, gives it [`IMAGE`], and remembers what is there now.
+    pub async fn boot(&mut self) -> Result<()> {
+        self.start_daemon().await?;
+        self.import(base_archive()?)?;
+        self.remember()
+    }
+
+    /// What is there now is what must be there at the end.
+    pub fn remember(&mut self) -> Result<()> {
+        self.baseline = Some(Snapshot::take(&self.scope())?);
+        Ok(())
+    }
+
+    /// A directory for the test's own files.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A fresh subdirectory, world-writable as an emptyDir is.
+    pub fn volume(&self, name: &str) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.directory.path().join("volumes").join(name);
+        fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777))?;
+        Ok(path)
+    }
+
+    /// The CRI client.
+    ///
+    /// # Panics
+    /// Without a running daemon.
+    pub fn cri(&self) -> Cri {
+        self.cri.clone().expect("the daemon runs")
+    }
+
+    /// The daemon's pid.
+    ///
+    /// # Panics
+    /// Without a running daemon.
+    pub fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("the daemon runs").id()
+    }
+
+    /// Allows log lines of level WARN or ERROR that contain this text.
+    pub fn allow(&mut self, text: &str) {
+        self.allowed.push(text.to_owned());
+    }
+
+    // === the daemon ===
+
+    fn config_path(&self) -> PathBuf {
+        self.directory.path().join("config.toml")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("daemon.log")
+    }
+
+    /// All that the daemon logged so far, over all its lives.
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// A `vaina` command in this node.
+    pub fn vaina(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs.vaina);
+        let shims = self.programs.shim.parent().unwrap_or_else(|| Path::new("/"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(
+            [shims.to_owned()].into_iter().chain(std::env::split_paths(&path)),
+        )
+        .unwrap_or(path);
+        command.args(arguments).env("PATH", path).env(ENVIRONMENT, &self.name).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the daemon and waits until it serves.
+    pub async fn start_daemon(&mut self) -> Result<()> {
+        ensure!(self.daemon.is_none(), "the daemon runs already");
+        let log = File::options().create(true).append(true).open(self.log_path()).context("open the daemon's log")?;
+        let mut command = self.vaina(&["serve"]);
+        if self.options.config.is_some() {
+            command.arg("--config").arg(self.config_path());
+        }
+        let child = command.stdout(log.try_clone()?).stderr(log).spawn().context("start vaina serve")?;
+        self.daemon = Some(child);
+        let cri = wait::within("the daemon serves", DAEMON_LIMIT, &mut async || {
+            if let Some(child) = &mut self.daemon
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("vaina serve ended at once: {status}\n{}", tail(&self.daemon_log()));
+            }
+            let Ok(cri) = Cri::connect(Path::new(SOCKET)).await else { return Ok(None) };
+            Ok(cri.version(cri::VersionRequest::default()).await.is_ok().then_some(cri))
+        })
+        .await?;
+        self.cri = Some(cri);
+        Ok(())
+    }
+
+    /// Ends the daemon with SIGTERM; it must end well and soon. Pods go on.
+    pub fn terminate_daemon(&mut self) -> Result<()> {
+        self.cri = None;
+        let mut child = self.daemon.take().context("the daemon runs")?;
+        kill(pid(&child)?, Signal::SIGTERM).context("terminate the daemon")?;
+        let status = wait::blocking("the daemon ended", DAEMON_LIMIT, || child.try_wait().transpose())??;
+        ensure!(status.success(), "the daemon ended with {status} after SIGTERM\n{}", tail(&self.daemon_log()));
+        Ok(())
+    }
+
+    /// Kills the daemon. Pods go on.
+    pub fn kill_daemon(&mut self) -> Result<()> {
+        self.cri = None;
+        let mut child = self.daemon.take().context("the daemon runs")?;
+        child.kill().context("kill the daemon")?;
+        let status = child.wait().context("wait for the daemon")?;
+        ensure!(status.signal() == Some(9), "the daemon had ended by itself: {status}");
+        Ok(())
+    }
+
+    /// `vaina image import`.
+    pub fn import(&self, archive: &Path) -> Result<String> {
+        let output = self.vaina(&["image", "import"]).arg(archive).output().context("run vaina image import")?;
+        stdout(&output).with_context(|| format!("vaina image import {}", archive.display()))
+    }
+
+    // === pods ===
+
+    /// A pod whose logs and cgroups are this node's.
+    pub fn pod(&self, name: &str) -> Pod {
+        let mut pod = Pod::new(name);
+        pod.config.log_directory = self.directory.path().join("logs").join(name).to_string_lossy().into_owned();
+        pod.linux().cgroup_parent = format!("/{}/{name}", self.name);
+        pod
+    }
+
+    /// RunPodSandbox.
+    pub async fn run_pod(&mut self, pod: &Pod) -> Result<String, Status> {
+        let request =
+            cri::RunPodSandboxRequest { config: Some(pod.config.clone()), runtime_handler: pod.handler.clone() };
+        let id = self.cri().run_pod_sandbox(request).await?.pod_sandbox_id;
+        self.note_sandbox(&id);
+        Ok(id)
+    }
+
+    /// What carries this sandbox's id belongs to this node.
+    pub fn note_sandbox(&mut self, id: &str) {
+        if !self.sandboxes.iter().any(|known| known == id) {
+            self.sandboxes.push(id.to_owned());
+        }
+    }
+
+    /// CreateContainer.
+    pub async fn create(&self, sandbox: &str, pod: &Pod, container: &Container) -> Result<String, Status> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(container.config.clone()),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        self.cri().create_container(request).await.map(|response| response.container_id)
+    }
+
+    /// CreateContainer and StartContainer.
+    pub async fn start(&self, sandbox: &str, pod: &Pod, container: &Container) -> Result<String, Status> {
+        let id = self.create(sandbox, pod, container).await?;
+        self.cri().start_container(&id).await?;
+        Ok(id)
+    }
+
+    /// Runs a container to its end and answers its status and its log's text.
+    pub async fn run_to_exit(
+        &self,
+        sandbox: &str,
+        pod: &Pod,
+        container: &Container,
+    ) -> Result<(cri::ContainerStatus, String)> {
+        let id = self.start(sandbox, pod, container).await?;
+        let status = self.wait_exited(&id).await?;
+        let text = log_text(&self.log(&status)?)?;
+        Ok((status, text))
+    }
+
+    /// Waits until the container has exited.
+    pub async fn wait_exited(&self, id: &str) -> Result<cri::ContainerStatus> {
+        let cri = self.cri();
+        wait::until("the container exited", async || {
+            let status = cri.container(id).await?;
+            Ok((status.state() == cri::ContainerState::ContainerExited).then_some(status))
+        })
+        .await
+    }
+
+    /// Waits until the log of a container contains a text, and answers all its text.
+    pub async fn wait_log(&self, id: &str, needle: &str) -> Result<String> {
+        let status = self.cri().container(id).await?;
+        let mut last = String::new();
+        wait::until(&format!("the log contains {needle:?}"), async || {
+            last = log_text(&self.log(&status)?)?;
+            Ok(last.contains(needle).then(|| last.clone()))
+        })
+        .await
+    }
+
+    /// The raw log of a container.
+    pub fn log(&self, status: &cri::ContainerStatus) -> Result<Vec<u8>> {
+        fs::read(&status.log_path).with_context(|| format!("read the log {:?}", status.log_path))
+    }
+
+    /// ExecSync, which must succeed as a call; the command may fail.
+    pub async fn exec(&self, id: &str, command: &[&str]) -> Result<Exec> {
+        let request = cri::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: command.iter().map(ToString::to_string).collect(),
+            timeout: 30,
+        };
+        let response = self.cri().exec_sync(request).await.with_context(|| format!("exec {command:?}"))?;
+        Ok(Exec {
+            stdout: String::from_utf8_lossy(&response.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&response.stderr).into_owned(),
+            code: response.exit_code,
+        })
+    }
+
+    /// ExecSync of a shell script that must succeed; answers what it printed, without the last newline.
+    pub async fn sh(&self, id: &str, script: &str) -> Result<String> {
+        let result = self.exec(id, &["/bin/sh", "-c", script]).await?;
+        ensure!(result.code == 0, "{script:?} in the container: {result:?}");
+        Ok(result.stdout.trim_end_matches('\n').to_owned())
+    }
+
+    /// The pod's address.
+    pub async fn address(&self, sandbox: &str) -> Result<String> {
+        let network = self.cri().sandbox(sandbox).await?.network.context("the sandbox has a network")?;
+        ensure!(!network.ip.is_empty(), "the sandbox has no address");
+        Ok(network.ip)
+    }
+
+    /// StopPodSandbox and RemovePodSandbox.
+    pub async fn remove_pod(&self, sandbox: &str) -> Result<(), Status> {
+        let cri = self.cri();
+        cri.stop_pod_sandbox(sandbox).await?;
+        cri.remove_pod_sandbox(sandbox).await
+    }
+
+    // === the end ===
+
+    /// Where this node's things are.
+    pub fn scope(&self) -> Scope {
+        let root = PathBuf::from("/var/lib/vaina");
+        let ignored = ["images", "state.db", "state.db-wal", "state.db-shm"];
+        Scope {
+            cgroup_marks: [&self.name].into_iter().chain(&self.sandboxes).cloned().collect(),
+            environment_mark: format!("{ENVIRONMENT}={}", self.name),
+            directories: vec![PathBuf::from("/run"), root.clone()],
+            ignored: ignored.iter().map(|name| root.join(name)).collect(),
+            daemon: self.daemon.as_ref().map(Child::id),
+        }
+    }
+
+    /// Waits until nothing differs from what [`remember`](Self::remember) saw.
+    pub async fn check_leaks(&self) -> Result<()> {
+        let Some(before) = &self.baseline else { return Ok(()) };
+        let mut last = Vec::new();
+        let gone = wait::within("nothing is left behind", LEAK_LIMIT, &mut async || {
+            let mut scope = self.scope();
+            // The pod's parents in the cgroup tree are the test's (a kubelet makes and removes them).
+            remove_cgroup_parents(&self.name);
+            scope.daemon = scope.daemon.filter(|_| true);
+            last = before.difference(&Snapshot::take(&scope)?);
+            // A restarted daemon may hold other descriptors; that it holds ever more would show without a restart.
+            Ok(last.is_empty().then_some(()))
+        })
+        .await;
+        gone.map_err(|_| anyhow::anyhow!("left behind (+) or lost (-) after {LEAK_LIMIT:?}:\n{}", last.join("\n")))
+    }
+
+    /// Lines of level WARN and ERROR that the test did not allow.
+    fn unexpected_lines(&self) -> Vec<String> {
+        let is_bad = |line: &&str| {
+            [" WARN ", " ERROR ", "\"level\":\"WARN\"", "\"level\":\"ERROR\"", "panicked at"]
+                .iter()
+                .any(|mark| line.contains(mark))
+        };
+        let log = self.daemon_log();
+        log.lines()
+            .filter(is_bad)
+            .filter(|line| !self.allowed.iter().any(|text| line.contains(text)))
+            .map(ToOwned::to_owned)
+            .collect()
+    }
+
+    async fn finish(mut self, result: Result<Result<()>, Box<dyn Any + Send>>) -> Result<()> {
+        let mut outcome = match result {
+            Ok(result) => result,
+            Err(payload) => {
+                self.show();
+                self.clean_up();
+                panic::resume_unwind(payload);
+            }
+        };
+        if outcome.is_ok() {
+            outcome = self.check_leaks().await;
+        }
+        if outcome.is_ok() && self.daemon.is_some() {
+            outcome = self.terminate_daemon();
+        }
+        if outcome.is_ok() {
+            let lines = self.unexpected_lines();
+            if !lines.is_empty() {
+                outcome = Err(anyhow::anyhow!("the daemon warned, and the test did not allow it:\n{}", lines.join("\n")));
+            }
+        }
+        if outcome.is_err() {
+            self.show();
+        }
+        self.clean_up();
+        outcome
+    }
+
+    /// What a failed test shows beside its own message.
+    fn show(&self) {
+        println!("--- end of the daemon's log of {}\n{}", self.name, tail(&self.daemon_log()));
+        let _ = std::io::stdout().flush();
+    }
+
+    /// Kills what is left, so that one failed test does not disturb the others.
+    fn clean_up(&mut self) {
+        if let Some(mut child) = self.daemon.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let scope = self.scope();
+        // Twice: what was being started by something that is now dead shows up in the second look.
+        for _ in 0..2 {
+            for process in leak::processes(&scope).unwrap_or_default() {
+                if let Ok(pid) = i32::try_from(process.pid) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        }
+        for _ in 0..50 {
+            let mut cgroups = leak::cgroups(&scope).unwrap_or_default();
+            cgroups.reverse();
+            if cgroups.into_iter().filter(|path| fs::remove_dir(path).is_err()).count() == 0 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Marks the environment of all that a node starts.
+const ENVIRONMENT: &str = "VAINA_E2E_NODE";
+
+/// What ExecSync answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exec {
+    /// Its stdout.
+    pub stdout: String,
+    /// Its stderr.
+    pub stderr: String,
+    /// Its exit code.
+    pub code: i32,
+}
+
+/// The text of a CRI log without times, streams and tags; partial lines are joined.
+pub fn log_text(log: &[u8]) -> Result<String> {
+    let log = String::from_utf8_lossy(log);
+    let mut text = String::new();
+    for line in log.lines() {
+        let mut words = line.splitn(4, ' ');
+        let (Some(_), Some(_), Some(tag), Some(message)) = (words.next(), words.next(), words.next(), words.next())
+        else {
+            bail!("not a CRI log line: {line:?}");
+        };
+        text.push_str(message);
+        if tag == "F" {
+            text.push('\n');
+        }
+    }
+    Ok(text)
+}
+
+/// Runs a program that must succeed and answers its stdout.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    stdout(&output).with_context(|| format!("{command:?}"))
+}
+
+/// The stdout of a program that must have succeeded.
+pub fn stdout(output: &Output) -> Result<String> {
+    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The archive with [`IMAGE`], made once per test program.
+fn base_archive() -> Result<&'static Path> {
+    static ARCHIVE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let made = ARCHIVE.get_or_init(|| {
+        let make = || -> Result<PathBuf> {
+            let image = images::base(&images::probe_beside_this_program()?)?
+                .compression(Compression::None)
+                .flavour(Flavour::Oci)
+                .build()?;
+            let this = std::env::current_exe()?;
+            let path = this.with_file_name("e2e-base.tar");
+            let partial = this.with_file_name(format!("e2e-base.tar.{}", std::process::id()));
+            archive::oci_archive(&partial, &[(IMAGE, archive::Tagged::Image(&image))])?;
+            fs::rename(&partial, &path)?;
+            Ok(path)
+        };
+        make().map_err(|error| format!("{error:#}"))
+    });
+    made.as_deref().map_err(|error| anyhow::anyhow!("make the base image: {error}"))
+}
+
+fn remove_cgroup_parents(name: &str) {
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+    for hierarchy in hierarchies.flatten() {
+        let parent = hierarchy.path().join(name);
+        for pod in fs::read_dir(&parent).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(pod.path());
+        }
+        let _ = fs::remove_dir(parent);
+    }
+}
+
+fn pid(child: &Child) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(child.id())?))
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}

@@ -1,0 +1,76 @@
+//! What the end-to-end tests need from the machine. What is missing fails the test and says how to get it: a test that
+//! is skipped in silence tells lies.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// The programs under test.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `vaina`, from `VAINA_BIN` or beside the test.
+    pub vaina: PathBuf,
+    /// `containerd-shim-vaina-v1`, from `VAINA_SHIM` or beside the test.
+    pub shim: PathBuf,
+}
+
+/// Finds the programs under test.
+pub fn programs() -> Result<Programs> {
+    Ok(Programs {
+        vaina: program("VAINA_BIN", "vaina")?,
+        shim: program("VAINA_SHIM", "containerd-shim-vaina-v1")?,
+    })
+}
+
+fn program(variable: &str, name: &str) -> Result<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
+        let path = PathBuf::from(path);
+        ensure!(path.exists(), "{variable}={} does not exist", path.display());
+        return path.canonicalize().with_context(|| format!("canonicalize {}", path.display()));
+    }
+    let this = env::current_exe().context("find this program")?;
+    let directory = this.parent().context("find this program's directory")?;
+    for candidate in [directory.join(name), directory.join("..").join(name)] {
+        if candidate.exists() {
+            return Ok(candidate.canonicalize()?);
+        }
+    }
+    bail!("{name} is not built: run `make e2e`, or set {variable}")
+}
+
+/// Fails unless this process may make namespaces and mounts.
+pub fn root() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "end-to-end tests need root");
+    Ok(())
+}
+
+/// Finds a program in PATH, or names the Debian package that has it.
+pub fn tool(name: &str, package: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.exists())
+        .with_context(|| format!("{name} is missing: install the Debian package {package} (`make deps`)"))
+}
+
+/// Fails unless the cgroup v1 hierarchies that crun insists on are mounted, when this machine is a hybrid.
+pub fn cgroups_for_crun() -> Result<()> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.controllers").exists() {
+        return Ok(());
+    }
+    for controller in ["hugetlb", "perf_event", "net_cls", "net_prio"] {
+        let known = std::fs::read_to_string("/proc/cgroups").context("read /proc/cgroups")?;
+        if known.lines().any(|line| line.split_whitespace().next() == Some(controller)) {
+            ensure!(
+                root.join(controller).join("tasks").exists(),
+                "cgroup v1 hierarchy {controller} is not mounted, and crun refuses to run without it: `make e2e-setup`"
+            );
+        }
+    }
+    Ok(())
+}
