@@ -83,11 +83,8 @@ pub fn exchange(address: &str, request: &Request) -> Result<Response> {
 
     let mut reader = BufReader::new(stream);
     let first = line(&mut reader).context("read the status line")?;
-    let status = first
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .with_context(|| format!("status line {first:?}"))?;
+    let status =
+        first.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| format!("status line {first:?}"))?;
     let headers = headers(&mut reader)?;
     let body = match (request.method.as_str(), find(&headers, "content-length"), find(&headers, "transfer-encoding")) {
         ("HEAD", ..) => Vec::new(),

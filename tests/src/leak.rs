@@ -29,6 +29,9 @@ pub struct Scope {
     pub daemon: Option<u32>,
 }
 
+/// How lines about the daemon's descriptors begin.
+pub const DESCRIPTOR: &str = "descriptor of the daemon:";
+
 /// One look. Each thing is a line, as often as it is there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -169,7 +172,7 @@ impl Snapshot {
             let target = target.to_string_lossy();
             // `socket:[12345]`: the number is the kernel's.
             let kind = target.split_once(":[").filter(|_| !target.starts_with('/')).map_or(&*target, |(kind, _)| kind);
-            self.add(format!("descriptor of the daemon: {kind}"));
+            self.add(format!("{DESCRIPTOR} {kind}"));
         }
         Ok(())
     }

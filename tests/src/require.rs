@@ -19,10 +19,7 @@ pub struct Programs {
 
 /// Finds the programs under test.
 pub fn programs() -> Result<Programs> {
-    Ok(Programs {
-        vaina: program("VAINA_BIN", "vaina")?,
-        shim: program("VAINA_SHIM", "containerd-shim-vaina-v1")?,
-    })
+    Ok(Programs { vaina: program("VAINA_BIN", "vaina")?, shim: program("VAINA_SHIM", "containerd-shim-vaina-v1")? })
 }
 
 fn program(variable: &str, name: &str) -> Result<PathBuf> {

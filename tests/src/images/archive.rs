@@ -1,10 +1,6 @@
 //! Images as files: an OCI layout in a directory, the same in a tar, and what `docker save` writes.
 
-use std::{
-    fs,
-    io::Write,
-    path::Path,
-};
+use std::{fs, io::Write, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};

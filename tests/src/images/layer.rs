@@ -79,7 +79,10 @@ impl Layer {
     /// A character device.
     pub fn character_device(mut self, path: &str, mode: u32, major: u32, minor: u32) -> Self {
         let mut header = self.header(EntryType::Char, path, "", mode, 0);
-        header.set_device_major(major).and_then(|()| header.set_device_minor(minor)).expect("a ustar header has devices");
+        header
+            .set_device_major(major)
+            .and_then(|()| header.set_device_minor(minor))
+            .expect("a ustar header has devices");
         header.set_cksum();
         self.tar.extend_from_slice(header.as_bytes());
         self

@@ -350,10 +350,7 @@ pub fn probe(program: &Path) -> Result<Layer> {
 
 /// busybox with `vaina-probe`, and a shell as the command: what the tests and the demo run.
 pub fn base(probe_program: &Path) -> Result<Image> {
-    Ok(Image::new()
-        .layer(busybox(Applets::HardLinks)?)
-        .layer(probe(probe_program)?)
-        .config("Cmd", json!(["/bin/sh"])))
+    Ok(Image::new().layer(busybox(Applets::HardLinks)?).layer(probe(probe_program)?).config("Cmd", json!(["/bin/sh"])))
 }
 
 /// `vaina-probe` beside the running program, where cargo puts both.
