@@ -1,3 +1,12 @@
-//! Kernel wrappers.
+//! Safe wrappers of the kernel interfaces that a pod runtime needs.
+//!
+//! Blocking, `io::Result`, descriptors as `OwnedFd`/`AsFd`, always close-on-exec. No policy, no choice of paths, no tokio, no
+//! logs. This is the only crate with `unsafe`: `nix` first, `rustix` for the calls that it lacks.
 
+pub mod cgroup;
+pub mod fs;
+pub mod mount;
+pub mod netns;
+pub mod process;
+pub mod pty;
 pub mod sysvipc;
