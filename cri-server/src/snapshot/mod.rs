@@ -1,1 +1,283 @@
-//! To be written.
+//! Writable layers of containers, and the overlay mount that puts them onto their image.
+//!
+//! Only directories are made here; the mount is made by whoever creates the container, in its throw-away mount namespace
+//! (the shim), from the [`Mount`] that goes with the create request. So nothing here can leave a mount behind.
+//!
+//! ```text
+//! <root>/containers/<container id>/upper, work    one container
+//! <root>/trash/<n>                                renamed away, being deleted
+//! ```
+//!
+//! Overlay options and why: `index=off` and no `userxattr`, since layers are written with `trusted.overlay.*` and shared
+//! between mounts; `volatile`, because a writable layer never outlives the loss of power that would have needed the
+//! syncs (the kubelet makes new containers), and without it every unmount waits for the disk.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use thiserror::Error;
+
+use crate::{
+    error::{Classify, Kind},
+    id::ContainerId,
+    image::Image,
+};
+
+const CONTAINERS: &str = "containers";
+const TRASH: &str = "trash";
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+/// Under an image without layers.
+const EMPTY: &str = "empty";
+/// Mount data is one page.
+const OPTIONS_MAX: usize = 4095;
+
+/// A mount as containerd's shim protocol describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// File system type.
+    pub type_: String,
+    /// Source.
+    pub source: String,
+    /// Options, one each.
+    pub options: Vec<String>,
+}
+
+/// The directories that a container's root file system consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rootfs {
+    /// Image layers, lowest first.
+    pub lower: Vec<PathBuf>,
+    /// The writable layer.
+    pub upper: PathBuf,
+    /// overlayfs's own.
+    pub work: PathBuf,
+}
+
+/// What a writable layer takes on disk.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes in blocks.
+    pub bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+}
+
+/// Why a writable layer was not made, read or removed.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    /// A step on a directory.
+    #[error("{step} {}", .path.display())]
+    Directory {
+        /// Which step.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// More layers than mount options can name.
+    #[error("image has {0} layers, more than one overlay mount can name below this root directory")]
+    TooManyLayers(usize),
+    /// A path that a mount option can't hold.
+    #[error("root directory {} contains a character that overlay mount options can't hold", .0.display())]
+    Path(PathBuf),
+}
+
+impl Classify for SnapshotError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Directory { source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Kind::ResourceExhausted
+            }
+            Self::Directory { .. } => Kind::Internal,
+            Self::TooManyLayers(_) | Self::Path(_) => Kind::FailedPrecondition,
+        }
+    }
+}
+
+/// Makes the writable layer of a container on `image` and describes the mount. Blocking, some system calls; repeating it is fine.
+pub fn prepare(root: &Path, container: &ContainerId, image: &Image) -> Result<Mount, SnapshotError> {
+    let dir = dir(root, container);
+    let rootfs = Rootfs { lower: image.layers.clone(), upper: dir.join(UPPER), work: dir.join(WORK) };
+    fs::create_dir_all(&dir).map_err(at("create", &dir))?;
+    // Setuid files in it are for the container, not for the users of the host.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(at("set mode of", &dir))?;
+    if !rootfs.upper.exists() {
+        // "/" of the container looks as the image says. Made under another name, so that what is there is complete.
+        let new = dir.join("upper.new");
+        remove_tree(&new)?;
+        fs::create_dir(&new).map_err(at("create", &new))?;
+        let (mode, uid, gid) = match rootfs.lower.last() {
+            Some(top) => {
+                let stat = fs::metadata(top).map_err(at("look at", top))?;
+                (stat.mode() & 0o7777, stat.uid(), stat.gid())
+            }
+            None => (0o755, 0, 0),
+        };
+        chown(&new, Some(uid), Some(gid)).map_err(at("set owner of", &new))?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(mode)).map_err(at("set mode of", &new))?;
+        fs::rename(&new, &rootfs.upper).map_err(at("create", &rootfs.upper))?;
+    }
+    // A volatile mount marks its work directory and refuses to start from a marked one.
+    remove_tree(&rootfs.work)?;
+    fs::create_dir(&rootfs.work).map_err(at("create", &rootfs.work))?;
+    let empty = dir.join(EMPTY);
+    if rootfs.lower.is_empty() && !empty.exists() {
+        fs::create_dir(&empty).map_err(at("create", &empty))?;
+    }
+    mount(&rootfs, &empty)
+}
+
+fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
+    let text = |path: &Path| match path.to_str() {
+        // ':' separates layers and ',' options; overlayfs knows escapes, other readers of the options don't.
+        Some(text) if !text.contains([':', ',', '\\']) => Ok(text.to_owned()),
+        _ => Err(SnapshotError::Path(path.to_owned())),
+    };
+    let mut lower = rootfs.lower.iter().rev().map(|layer| text(layer)).collect::<Result<Vec<_>, _>>()?;
+    if lower.is_empty() {
+        lower.push(text(empty)?);
+    }
+    let options = vec![
+        "index=off".to_owned(),
+        "volatile".to_owned(),
+        format!("lowerdir={}", lower.join(":")),
+        format!("upperdir={}", text(&rootfs.upper)?),
+        format!("workdir={}", text(&rootfs.work)?),
+    ];
+    if options.iter().map(|option| option.len() + 1).sum::<usize>() > OPTIONS_MAX {
+        return Err(SnapshotError::TooManyLayers(rootfs.lower.len()));
+    }
+    Ok(Mount { type_: "overlay".to_owned(), source: "overlay".to_owned(), options })
+}
+
+/// Removes the writable layer of a container; one that is not there is removed.
+///
+/// It is gone from its place when this answers; the files are deleted behind it, since that can take long.
+pub async fn remove(root: &Path, container: &ContainerId) -> Result<(), SnapshotError> {
+    let (root, path) = (root.to_owned(), dir(root, container));
+    let renamed = tokio::task::spawn_blocking(move || to_trash(&root, &path)).await;
+    match renamed {
+        Ok(Ok(Some(trash))) => {
+            tokio::task::spawn_blocking(move || empty_out(&trash));
+            Ok(())
+        }
+        Ok(Ok(None)) => Ok(()),
+        Ok(Err(error)) => Err(error),
+        Err(died) => std::panic::resume_unwind(died.into_panic()),
+    }
+}
+
+/// Deletes what an earlier daemon left in the trash, on a thread of its own.
+pub fn recover(root: &Path) -> Result<(), SnapshotError> {
+    let trash = root.join(TRASH);
+    let entries = match fs::read_dir(&trash) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(at("list", &trash)(error)),
+    };
+    let old: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    if !old.is_empty() {
+        let thread = std::thread::Builder::new().name("trash".to_owned());
+        thread
+            .spawn(move || old.iter().for_each(|path| empty_out(path)))
+            .map_err(at("start the thread that deletes in", &trash))?;
+    }
+    Ok(())
+}
+
+/// Ids of the containers that have a writable layer: for recovery and the leak check.
+pub fn list(root: &Path) -> Result<Vec<ContainerId>, SnapshotError> {
+    let path = root.join(CONTAINERS);
+    match fs::read_dir(&path) {
+        Ok(entries) => Ok(entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok().map(ContainerId::new))
+            .collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(at("list", &path)(error)),
+    }
+}
+
+/// What a container has written. Walks its writable layer: blocking.
+pub fn usage(root: &Path, container: &ContainerId) -> Result<Usage, SnapshotError> {
+    let upper = dir(root, container).join(UPPER);
+    let mut usage = Usage::default();
+    let mut linked = HashSet::new();
+    let mut pending = vec![upper];
+    while let Some(path) = pending.pop() {
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            // The container goes on while we look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(at("list", &path)(error)),
+        };
+        for entry in entries.flatten() {
+            let Ok(stat) = entry.metadata() else { continue };
+            if stat.is_dir() {
+                pending.push(entry.path());
+            } else if stat.nlink() > 1 && !linked.insert(stat.ino()) {
+                continue;
+            }
+            usage.bytes += stat.blocks() * 512;
+            usage.inodes += 1;
+        }
+    }
+    Ok(usage)
+}
+
+fn dir(root: &Path, container: &ContainerId) -> PathBuf {
+    root.join(CONTAINERS).join(container)
+}
+
+fn to_trash(root: &Path, path: &Path) -> Result<Option<PathBuf>, SnapshotError> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let trash = root.join(TRASH);
+    fs::create_dir_all(&trash).map_err(at("create", &trash))?;
+    loop {
+        let target = trash.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
+        match rustix::fs::renameat_with(
+            rustix::fs::CWD,
+            path,
+            rustix::fs::CWD,
+            &target,
+            rustix::fs::RenameFlags::NOREPLACE,
+        ) {
+            Ok(()) => return Ok(Some(target)),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            // An earlier daemon's, still being deleted.
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(at("move to the trash", path)(error.into())),
+        }
+    }
+}
+
+fn empty_out(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "deleted writable layer stays on disk until the next start");
+        }
+    }
+}
+
+fn remove_tree(path: &Path) -> Result<(), SnapshotError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("empty", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
+    let path = path.to_owned();
+    move |source| SnapshotError::Directory { step, path, source }
+}
