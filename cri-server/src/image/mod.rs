@@ -15,13 +15,17 @@ mod import;
 mod layer;
 mod layers;
 mod manifest;
+mod pull;
 mod record;
 pub mod reference;
+mod registry;
 mod tar;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_registry;
 mod unpack;
 
 use std::{
@@ -34,17 +38,22 @@ use std::{
 
 use oci_spec::image::ImageConfiguration;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 pub use self::{
     digest::Digest,
     import::ImportError,
     layer::LayerError,
     layers::{Layer, LayersError},
+    pull::{PullError, PullFailure, PullRequest},
     reference::{Reference, ReferenceError, Version},
+    registry::{Credentials, CredentialsError, HostsError, RegistryError, TransportError},
 };
 use self::{
     layers::{Layers, lock},
+    pull::{Pull, PullKey},
     record::{ImageRecord, LayerRecord},
+    registry::Registry,
 };
 use crate::{
     error::{Chain, Classify, Kind},
@@ -169,6 +178,10 @@ struct Inner {
     layers: Layers<FetchError>,
     index: Mutex<Index>,
     changes: tokio::sync::Mutex<()>,
+    registry: Registry,
+    /// Pulls under way.
+    pulls: Mutex<HashMap<PullKey, Pull>>,
+    downloads: Semaphore,
 }
 
 #[derive(Debug, Default)]
@@ -244,6 +257,9 @@ impl Classify for HoldError {
 /// Why a layer did not become complete.
 #[derive(Debug, Error)]
 pub enum FetchError {
+    /// The registry.
+    #[error(transparent)]
+    Download(RegistryError),
     /// Its content.
     #[error(transparent)]
     Layer(LayerError),
@@ -255,6 +271,7 @@ pub enum FetchError {
 impl Classify for FetchError {
     fn kind(&self) -> Kind {
         match self {
+            Self::Download(error) => error.kind(),
             Self::Layer(error) => error.kind(),
             Self::Store(LayersError { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
                 Kind::ResourceExhausted
@@ -282,6 +299,8 @@ impl ImageStore {
         let loaded = store.load_all::<ImageRecord>().await.map_err(OpenError::Records)?;
         let opening = config.clone();
         let (layers, index) = blocking(move || load(&opening, loaded)).await.map_err(OpenError::Layers)?;
+        let registry = Registry::new(config.registries.clone(), config.plain_http.clone(), config.progress_timeout);
+        let downloads = Semaphore::new(config.parallel_downloads.max(1));
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
@@ -289,6 +308,9 @@ impl ImageStore {
                 layers,
                 index: Mutex::new(index),
                 changes: tokio::sync::Mutex::default(),
+                registry,
+                pulls: Mutex::default(),
+                downloads,
             }),
         })
     }
