@@ -1,4 +1,4 @@
-//! Compiles the two contracts without an installed protoc: `protox` parses the
+//! Compiles the contracts without an installed protoc: `protox` parses the
 //! CRI for prost and tonic, `ttrpc-codegen` (pure parser) the shim service.
 
 use std::{env, error::Error, fs, path::PathBuf};
@@ -7,6 +7,7 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cri");
+    println!("cargo:rerun-if-changed=images");
     println!("cargo:rerun-if-changed=shim");
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
@@ -17,6 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             // Configs are recorded and compared, so their encoding must not depend on hash order.
             .btree_map(".")
             .compile_fds(descriptor)?;
+        let descriptor = protox::compile(["images/v1/images.proto"], ["."])?;
+        tonic_prost_build::configure().compile_fds(descriptor)?;
     }
 
     if env::var_os("CARGO_FEATURE_SHIM").is_some() {

@@ -1,6 +1,7 @@
 //! The wire contracts of Vaina, generated and nothing else.
 //!
 //! - [`cri`]: Kubernetes CRI v1 as of cri-api 0.37, written from the wire table in `tests/cri-v1-wire.tsv`.
+//! - [`images`]: `vaina.images.v1`, importing an archive, for which the CRI has no call.
 //! - [`shim`]: `vaina.shim.v1`, what our daemon and our shim need beyond containerd's Task and Sandbox services.
 
 #![allow(
@@ -18,6 +19,12 @@ pub mod cri {
 
     /// The compiled `FileDescriptorSet`, for the test against the wire table.
     pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cri.bin"));
+}
+
+/// `vaina.images.v1`: importing archives into a running daemon; gRPC beside the CRI on the same socket.
+#[cfg(feature = "cri")]
+pub mod images {
+    include!(concat!(env!("OUT_DIR"), "/vaina.images.v1.rs"));
 }
 
 /// `vaina.shim.v1`: messages and the async ttrpc client and server.

@@ -10,6 +10,7 @@
 //! Reads come from memory. `changes` serialises the writers of records; it is held for commits of the record only, never
 //! while anything is downloaded or unpacked.
 
+pub mod cli;
 pub mod digest;
 mod import;
 mod layer;
