@@ -19,16 +19,13 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::{
-    Complete, FetchError, Image, ImageStore, Reference, ReferenceError, blocking,
+    CommitError, Complete, FetchError, Image, ImageStore, Reference, ReferenceError, blocking,
     digest::Digest,
     layer::{Expected, decompressed},
     manifest::{self, CONFIG_MAX, Descriptor, Document, MANIFEST_MAX, ManifestError},
     tar::{Archive, EntryKind, TarError, lossy},
 };
-use crate::{
-    error::{Classify, Kind},
-    state::WriteError,
-};
+use crate::error::{Classify, Kind};
 
 /// Bound of the members of an archive; an image has some dozens.
 const MEMBERS_MAX: usize = 100_000;
@@ -110,7 +107,7 @@ pub enum ImportError {
     Several(usize),
     /// The record.
     #[error("record image")]
-    Record(#[source] WriteError),
+    Record(#[source] CommitError),
 }
 
 impl Classify for ImportError {

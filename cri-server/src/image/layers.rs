@@ -35,7 +35,10 @@ use futures::{
 };
 use thiserror::Error;
 
-use super::{digest::Digest, unpack::Unpacked};
+use super::{
+    digest::Digest,
+    unpack::{self, Unpacked},
+};
 
 const LAYERS: &str = "layers";
 const LINKS: &str = "l";
@@ -55,6 +58,8 @@ pub struct Layer {
     inodes: u64,
     /// How many records name it.
     recorded: AtomicUsize,
+    /// Directories that still lack their looks: those of the image's lower layers, known when all are there.
+    implied: Mutex<Vec<PathBuf>>,
     reaper: mpsc::Sender<Job>,
 }
 
@@ -82,6 +87,13 @@ impl Layer {
     /// Inodes, as counted when it was unpacked.
     pub fn inodes(&self) -> u64 {
         self.inodes
+    }
+
+    /// Gives implied directories the looks of the `lower` layers, nearest first. Only the first image of a fresh layer
+    /// does so. Blocking.
+    pub(super) fn inherit(&self, lower: &[&Path]) -> Result<(), LayersError> {
+        let implied = std::mem::take(&mut *lock(&self.implied));
+        unpack::inherit(&self.path, &implied, lower).map_err(at("set attributes of directories in", &self.path))
     }
 
     /// A record names it now.
@@ -262,7 +274,9 @@ impl LayerDirs {
         }
         let path = self.path_of(diff_id);
         match fs::symlink_metadata(&path) {
-            Ok(stat) if stat.is_dir() => self.publish(diff_id, bytes, inodes).map(Some),
+            Ok(stat) if stat.is_dir() => {
+                self.publish(diff_id, &Unpacked { bytes, inodes, implied: Vec::new() }).map(Some)
+            }
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(at("look at", &path)(error)),
@@ -328,18 +342,19 @@ impl LayerDirs {
         fs::rename(&source, &path).map_err(at("move layer to", &path))?;
         staging.committed = true;
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(at("sync", parent))?;
-        self.publish(diff_id, unpacked.bytes, unpacked.inodes)
+        self.publish(diff_id, unpacked)
     }
 
-    fn publish(&self, diff_id: &Digest, bytes: u64, inodes: u64) -> Result<Arc<Layer>, LayersError> {
+    fn publish(&self, diff_id: &Digest, unpacked: &Unpacked) -> Result<Arc<Layer>, LayersError> {
         let path = self.path_of(diff_id);
         let layer = Arc::new(Layer {
             diff_id: diff_id.clone(),
             link: self.link(diff_id, &path)?,
             path,
-            bytes,
-            inodes,
+            bytes: unpacked.bytes,
+            inodes: unpacked.inodes,
             recorded: AtomicUsize::new(0),
+            implied: Mutex::new(unpacked.implied.clone()),
             reaper: self.reaper.clone(),
         });
         lock(&self.map).insert(diff_id.clone(), Arc::downgrade(&layer));

@@ -22,7 +22,7 @@ pub mod reference;
 mod registry;
 mod tar;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -282,6 +282,26 @@ impl Classify for FetchError {
     }
 }
 
+/// Why a complete image was not recorded.
+#[derive(Debug, Error)]
+pub enum CommitError {
+    /// The directories.
+    #[error("finish layers")]
+    Layers(#[source] LayersError),
+    /// The record.
+    #[error(transparent)]
+    Record(WriteError),
+}
+
+impl Classify for CommitError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Layers(_) => Kind::Internal,
+            Self::Record(error) => error.kind(),
+        }
+    }
+}
+
 /// An image whose layers are complete, before it has a record.
 struct Complete {
     config_text: String,
@@ -536,7 +556,9 @@ impl ImageStore {
     }
 
     /// Records a complete image, or adds names to it; its tags leave the images that had them.
-    async fn commit(&self, complete: Complete) -> Result<Arc<Image>, WriteError> {
+    async fn commit(&self, complete: Complete) -> Result<Arc<Image>, CommitError> {
+        let layers = complete.layers.clone();
+        blocking(move || inherit(&layers)).await.map_err(CommitError::Layers)?;
         let _changing = self.inner.changes.lock().await;
         let id = ImageId::new(Digest::sha256(complete.config_text.as_bytes()).to_string());
         let (known, others) = {
@@ -560,7 +582,7 @@ impl ImageStore {
         merge(&mut image.repo_digests, &complete.digests);
         image.pinned = is_pinned(&self.inner.config.pinned, &image.repo_tags);
 
-        self.put(&image.record()).await?;
+        self.put(&image.record()).await.map_err(CommitError::Record)?;
         if known.is_none() {
             for layer in &image.pins {
                 layer.record();
@@ -584,7 +606,7 @@ impl ImageStore {
         // Should we die before these are written: of two records with one tag the later changed has it.
         for mut other in others {
             other.repo_tags.retain(|tag| !complete.tags.contains(tag));
-            self.put(&other.record()).await?;
+            self.put(&other.record()).await.map_err(CommitError::Record)?;
         }
         Ok(image)
     }
@@ -670,6 +692,15 @@ fn image(config_text: &str, config: ImageConfiguration, layers: Vec<Arc<Layer>>)
         changed: now(),
         removed: false,
     }
+}
+
+/// Blocking.
+fn inherit(layers: &[Arc<Layer>]) -> Result<(), LayersError> {
+    for (index, layer) in layers.iter().enumerate() {
+        let below: Vec<_> = layers.iter().take(index).rev().map(|layer| layer.path()).collect();
+        layer.inherit(&below)?;
+    }
+    Ok(())
 }
 
 fn merge(names: &mut Vec<String>, more: &[String]) {

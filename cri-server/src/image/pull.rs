@@ -24,17 +24,14 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::{
-    Complete, FetchError, Image, ImageStore, Reference, ReferenceError, Version, blocking,
+    CommitError, Complete, FetchError, Image, ImageStore, Reference, ReferenceError, Version, blocking,
     digest::Digest,
     layer::Expected,
     layers::lock,
     manifest::{self, CONFIG_MAX, Descriptor, ManifestError},
     registry::{Credentials, RegistryError, Session},
 };
-use crate::{
-    error::{Classify, Kind},
-    state::WriteError,
-};
+use crate::error::{Classify, Kind};
 
 /// Pieces of a blob that wait for the unpacking thread.
 const PIECES: usize = 16;
@@ -104,7 +101,7 @@ pub enum PullFailure {
         reference: Reference,
         /// Cause.
         #[source]
-        source: WriteError,
+        source: CommitError,
     },
     /// Our own fault.
     #[error("pull image {0}: the task died")]

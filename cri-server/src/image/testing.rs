@@ -77,6 +77,13 @@ pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
     zstd::encode_all(bytes, 1).unwrap()
 }
 
+/// An OCI archive of an image with one file.
+pub(crate) fn small_archive(name: &str) -> Vec<u8> {
+    let tar = layer(&[file("hello", "world")]);
+    let image = TestImage::new(Format::Oci, &[(tar.clone(), gzip(&tar))]);
+    image.oci_archive(&json!({"io.containerd.image.name": name}))
+}
+
 /// Which words a manifest uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {

@@ -97,12 +97,7 @@ impl Server {
     }
 }
 
-fn serve(
-    mut stream: TcpStream,
-    asked: &Mutex<Vec<Asked>>,
-    content: &Content,
-    handler: &Arc<Handler>,
-) -> Option<()> {
+fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Asked>>, content: &Content, handler: &Arc<Handler>) -> Option<()> {
     let mut lines = BufReader::new(stream.try_clone().ok()?);
     let next = |lines: &mut BufReader<TcpStream>| {
         let mut line = String::new();

@@ -129,6 +129,36 @@ pub(super) fn unpack<R: Read>(root: BorrowedFd<'_>, layer: R, limits: &Limits) -
     Ok((unpacker.result, archive.into_inner()))
 }
 
+/// Gives directories that a layer used without describing them the looks that they have below, since overlayfs shows the
+/// upper one: a layer with nothing but `tmp/file` must not take the sticky bit from `/tmp`. `lowers` are nearest first.
+pub(super) fn inherit(layer: &Path, implied: &[PathBuf], lowers: &[&Path]) -> io::Result<()> {
+    for path in implied {
+        let Ok(own) = look(layer, path) else { continue };
+        let below = lowers.iter().find_map(|lower| match look(lower, path) {
+            Err(Errno::NOENT) => None,
+            // A file or a symlink there is not continued by our directory.
+            found => Some(found.ok()),
+        });
+        let Some(Some(below)) = below else { continue };
+        let stat = rustix::fs::fstat(&below)?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        rustix::fs::fchown(&own, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+        rustix::fs::fchmod(&own, mode)?;
+        // The layer was synced before this.
+        rustix::fs::fsync(&own)?;
+    }
+    Ok(())
+}
+
+/// A directory of a layer, without following anything.
+fn look(layer: &Path, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // The layer is ours, but is named by a symlink of ours.
+    let root = rustix::fs::open(layer, flags, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(&root, path, flags | OFlags::NOFOLLOW, Mode::empty(), resolve)
+}
+
 struct Unpacker<'a> {
     root: BorrowedFd<'a>,
     limits: &'a Limits,
@@ -408,7 +438,9 @@ impl Unpacker<'_> {
                     rustix::fs::mkdirat(parent, name, mode)
                         .and_then(|()| rustix::fs::chmodat(parent, name, mode, AtFlags::empty()))
                         .map_err(at("create directory of", entry))?;
-                    self.result.implied.push(here.clone());
+                    if !whiteout {
+                        self.result.implied.push(here.clone());
+                    }
                     let next = open_directory(parent, name).map_err(at("open directory of", entry))?;
                     if whiteout {
                         set_opaque(&next).map_err(at("mark as opaque", entry))?;

@@ -33,7 +33,9 @@ impl Images for ImportService {
         let path = caller_file(&request)?;
         let name = match request.get_ref().name.as_str() {
             "" => None,
-            name => Some(name.parse::<Reference>().map_err(|error| Status::invalid_argument(Chain(&error).to_string()))?),
+            name => {
+                Some(name.parse::<Reference>().map_err(|error| Status::invalid_argument(Chain(&error).to_string()))?)
+            }
         };
         let images = self.images.import(&path, name).await.map_err(|error| status(&error))?;
         let images = images.iter().map(|image| ImportedImage {
@@ -75,4 +77,62 @@ fn status(error: &impl Classify) -> Status {
         Kind::Internal => Code::Internal,
     };
     Status::new(code, Chain(error).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsRawFd as _, path::Path};
+
+    use tokio::net::{UnixListener, UnixStream};
+    use tokio_stream::wrappers::UnixListenerStream;
+    use tonic::transport::{Endpoint, Server, Uri};
+    use vaina_proto::images::{images_client::ImagesClient, images_server::ImagesServer};
+
+    use super::*;
+    use crate::{image::ImageConfig, state::Store};
+
+    async fn serve(dir: &Path) -> ImagesClient<tonic::transport::Channel> {
+        let state = Store::open(&dir.join("state.db")).unwrap();
+        let images = ImageStore::open(ImageConfig::new(dir.join("images")), state).await.unwrap();
+        let socket = dir.join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let service = ImagesServer::new(ImportService::new(images));
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(UnixListenerStream::new(listener)));
+        let connect = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        ImagesClient::new(Endpoint::from_static("http://vaina").connect_with_connector(connect).await.unwrap())
+    }
+
+    mod root {
+        use super::*;
+
+        #[tokio::test]
+        async fn imports_a_descriptor_of_the_caller() {
+            let dir = tempfile::tempdir().unwrap();
+            let mut client = serve(dir.path()).await;
+            let path = dir.path().join("archive");
+            std::fs::write(&path, crate::image::testing::small_archive("a:1")).unwrap();
+            let archive = File::open(&path).unwrap();
+            // The name is gone, the descriptor is not.
+            std::fs::remove_file(&path).unwrap();
+            let request = |descriptor, name: &str| ImportRequest { descriptor, name: name.to_owned() };
+            let answer = client.import(request(archive.as_raw_fd(), "")).await.unwrap().into_inner();
+            assert_eq!(answer.images[0].repo_tags, ["docker.io/library/a:1"]);
+            let answer = client.import(request(archive.as_raw_fd(), "b")).await.unwrap().into_inner();
+            assert_eq!(answer.images[0].repo_tags.len(), 2);
+
+            for (descriptor, name, code) in [
+                (-1, "", Code::InvalidArgument),
+                (1_000_000, "", Code::NotFound),
+                (archive.as_raw_fd(), "A B", Code::InvalidArgument),
+            ] {
+                assert_eq!(client.import(request(descriptor, name)).await.unwrap_err().code(), code);
+            }
+            let (socket, _other) = UnixStream::pair().unwrap();
+            let status = client.import(request(socket.as_raw_fd(), "")).await.unwrap_err();
+            assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        }
+    }
 }

@@ -281,3 +281,136 @@ fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotErro
     let path = path.to_owned();
     move |source| SnapshotError::Directory { step, path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_name_layers_top_first() {
+        let rootfs = |count: usize| Rootfs {
+            lower: (0..count).map(|number| PathBuf::from(format!("/var/lib/vaina/images/l/{number:08}"))).collect(),
+            upper: PathBuf::from("/u"),
+            work: PathBuf::from("/w"),
+        };
+        let options = mount(&rootfs(2), Path::new("/empty")).unwrap().options;
+        let lower = "lowerdir=/var/lib/vaina/images/l/00000001:/var/lib/vaina/images/l/00000000";
+        assert_eq!(options, ["index=off", "volatile", lower, "upperdir=/u", "workdir=/w"]);
+        assert_eq!(mount(&rootfs(0), Path::new("/empty")).unwrap().options[2], "lowerdir=/empty");
+        mount(&rootfs(110), Path::new("/empty")).unwrap();
+        assert!(matches!(mount(&rootfs(200), Path::new("/e")), Err(SnapshotError::TooManyLayers(200))));
+        let odd = Rootfs { upper: PathBuf::from("/a:b"), ..rootfs(1) };
+        assert!(matches!(mount(&odd, Path::new("/e")), Err(SnapshotError::Path(_))));
+    }
+
+    mod root {
+        use std::{
+            fs::File,
+            time::{Duration, Instant},
+        };
+
+        use serde_json::json;
+
+        use super::*;
+        use crate::{
+            image::{
+                ImageConfig, ImageStore,
+                testing::{Format, Member, TestImage, dir, file, gzip, layer},
+            },
+            state::Store,
+        };
+
+        /// Mounts in a namespace of its own, which ends with the thread.
+        fn with_mounted(mount: &Mount, look: impl FnOnce(&Path) + Send) {
+            let target = tempfile::tempdir().unwrap();
+            let data = mount.options.join(",");
+            std::thread::scope(|scope| {
+                scope
+                    .spawn(|| {
+                        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+                        let none = None::<&str>;
+                        let private = nix::mount::MsFlags::MS_REC | nix::mount::MsFlags::MS_PRIVATE;
+                        nix::mount::mount(none, "/", none, private, none).unwrap();
+                        let (source, type_) = (Some(mount.source.as_str()), Some(mount.type_.as_str()));
+                        let flags = nix::mount::MsFlags::empty();
+                        nix::mount::mount(source, target.path(), type_, flags, Some(data.as_str())).unwrap();
+                        look(target.path());
+                        nix::mount::umount(target.path()).unwrap();
+                    })
+                    .join()
+                    .unwrap();
+            });
+        }
+
+        async fn image(root: &Path) -> std::sync::Arc<Image> {
+            let state = Store::open(&root.join("state.db")).unwrap();
+            let store = ImageStore::open(ImageConfig::new(root.join("images")), state).await.unwrap();
+            let base = layer(&[
+                Member { mode: 0o1777, ..dir("tmp") },
+                dir("etc"),
+                file("etc/passwd", "base"),
+                file("etc/group", "base"),
+                dir("opt"),
+                file("opt/hidden", "base"),
+            ]);
+            let top = layer(&[
+                Member { mode: 0o711, owner: (3, 4), ..dir("./") },
+                file("etc/.wh.passwd", ""),
+                dir("opt"),
+                file("opt/.wh..wh..opq", ""),
+                file("opt/shown", "top"),
+                // No entry for its directory: that must not change.
+                file("tmp/file", "top"),
+            ]);
+            let image = TestImage::new(Format::Oci, &[(base.clone(), gzip(&base)), (top.clone(), gzip(&top))]);
+            let path = root.join("archive");
+            fs::write(&path, image.oci_archive(&json!({}))).unwrap();
+            store.import(&path, None).await.unwrap().remove(0)
+        }
+
+        #[tokio::test]
+        async fn containers_see_the_image_and_write_their_own() {
+            let root = tempfile::tempdir().unwrap();
+            let image = image(root.path()).await;
+            let [one, two] = ["1", "2"].map(|digit| ContainerId::new(digit.repeat(64)));
+            let mount = prepare(root.path(), &one, &image).unwrap();
+            with_mounted(&mount, |rootfs| {
+                let stat = fs::metadata(rootfs).unwrap();
+                assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid()), (0o711, 3, 4));
+                assert!(!rootfs.join("etc/passwd").exists());
+                assert_eq!(fs::read_to_string(rootfs.join("etc/group")).unwrap(), "base");
+                let names: Vec<_> =
+                    fs::read_dir(rootfs.join("opt")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+                assert_eq!(names, ["shown"]);
+                assert_eq!(fs::metadata(rootfs.join("tmp")).unwrap().mode() & 0o7777, 0o1777);
+                fs::write(rootfs.join("etc/group"), vec![b'x'; 10_000]).unwrap();
+                File::open(rootfs.join("etc/group")).unwrap().sync_all().unwrap();
+            });
+            assert!(usage(root.path(), &one).unwrap().bytes >= 10_000);
+            // A second create of the same container (after a crash) mounts what is there.
+            let again = prepare(root.path(), &one, &image).unwrap();
+            assert_eq!(again, mount);
+            with_mounted(&again, |rootfs| assert_eq!(fs::metadata(rootfs.join("etc/group")).unwrap().len(), 10_000));
+            let mount = prepare(root.path(), &two, &image).unwrap();
+            with_mounted(&mount, |rootfs| assert_eq!(fs::read_to_string(rootfs.join("etc/group")).unwrap(), "base"));
+
+            assert_eq!(list(root.path()).unwrap().len(), 2);
+            for id in [&one, &two, &two] {
+                remove(root.path(), id).await.unwrap();
+            }
+            assert!(list(root.path()).unwrap().is_empty());
+            assert_eq!(usage(root.path(), &one).unwrap(), Usage::default());
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while fs::read_dir(root.path().join(TRASH)).unwrap().count() > 0 {
+                assert!(Instant::now() < deadline);
+                tokio::task::yield_now().await;
+            }
+            fs::create_dir_all(root.path().join("trash/99/x")).unwrap();
+            recover(root.path()).unwrap();
+            while root.path().join("trash/99").exists() {
+                assert!(Instant::now() < deadline);
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
