@@ -273,7 +273,7 @@ fn size(bytes: u64) -> String {
         tenths = tenths.div_ceil(1000);
         unit += 1;
     }
-    if tenths >= 1000 || tenths % 10 == 0 {
+    if tenths >= 1000 || tenths.is_multiple_of(10) {
         format!("{} {}", tenths / 10, UNITS[unit])
     } else {
         format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
