@@ -26,6 +26,8 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_docker_registry;
+#[cfg(test)]
 mod tests_registry;
 mod unpack;
 

@@ -169,10 +169,19 @@ impl TestImage {
 
     /// An index with this image for our platform behind one for another.
     pub(crate) fn index(&self, format: Format) -> Vec<u8> {
+        self.index_of(format, &Digest::sha256(b"foreign").to_string(), 7)
+    }
+
+    /// The same, with a foreign image that exists.
+    pub(crate) fn index_with(&self, format: Format, foreign: &Self) -> Vec<u8> {
+        self.index_of(format, &foreign.digest(), foreign.manifest.len())
+    }
+
+    fn index_of(&self, format: Format, foreign: &str, size: usize) -> Vec<u8> {
         let platform = super::manifest::host_platform();
         json!({
             "schemaVersion": 2, "mediaType": format.index(), "manifests": [
-                {"mediaType": format.manifest(), "digest": Digest::sha256(b"foreign").to_string(), "size": 7,
+                {"mediaType": format.manifest(), "digest": foreign, "size": size,
                  "platform": {"os": "linux", "architecture": "s390x"}},
                 {"mediaType": format.manifest(), "digest": self.digest(), "size": self.manifest.len(),
                  "platform": {"os": "linux", "architecture": platform.architecture}},
