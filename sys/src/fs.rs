@@ -1,7 +1,7 @@
 //! Files: written whole or not at all, removed without leaving the file system, opened below a root.
 
 use std::{
-    ffi::OsStr,
+    ffi::{CStr, OsStr},
     fs::{self, File},
     io::{self, Write as _},
     os::{
@@ -11,7 +11,12 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, openat2, statat, unlinkat};
+use rustix::{
+    fs::{
+        AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, openat, openat2, renameat_with, statat, unlinkat,
+    },
+    io::Errno,
+};
 
 /// Replaces `path` by a file with these bytes: readers see the old or the new one. With `sync`, also after power loss.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32, sync: bool) -> io::Result<()> {
@@ -54,10 +59,29 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     if !metadata.is_dir() {
         return gone(fs::remove_file(path));
     }
-    let directory = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
-    empty_directory(&directory, metadata.dev())?;
-    gone(fs::remove_dir(path))
+    let top = rustix::fs::open(path, DIRECTORY, Mode::empty())?;
+    let mut removal = Removal { top, device: metadata.dev(), hoisted: 0 };
+    loop {
+        let before = removal.hoisted;
+        removal.empty(removal.top.try_clone()?, 0)?;
+        if removal.hoisted == before {
+            return gone(fs::remove_dir(path));
+        }
+    }
 }
+
+/// A tree that is being removed.
+///
+/// A container may nest directories without end, and every level of a plain recursion costs a descriptor and some
+/// stack. So what lies deep is moved up to the top first, and the next round finds it there.
+struct Removal {
+    top: OwnedFd,
+    device: u64,
+    hoisted: u64,
+}
+
+/// How deep the recursion goes.
+const DEPTH_MAX: usize = 32;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
 
@@ -68,37 +92,54 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn empty_directory(directory: &OwnedFd, device: u64) -> io::Result<()> {
-    // Collected first: removing while reading may skip entries.
-    let entries: Vec<_> = rustix::fs::Dir::read_from(directory)?.collect::<Result<_, _>>()?;
-    for entry in entries {
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
-        }
-        let is_directory = match entry.file_type() {
-            FileType::Directory => true,
-            FileType::Unknown => {
-                let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                FileType::from_raw_mode(found.st_mode) == FileType::Directory
+impl Removal {
+    fn empty(&mut self, directory: OwnedFd, depth: usize) -> io::Result<()> {
+        // Collected first: removing while reading may skip entries.
+        let entries: Vec<_> = rustix::fs::Dir::read_from(&directory)?.collect::<Result<_, _>>()?;
+        for entry in entries {
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
             }
-            _ => false,
-        };
-        if is_directory {
-            let inner = openat(directory, name, DIRECTORY, Mode::empty())?;
-            if rustix::fs::fstat(&inner)?.st_dev != device {
+            let is_directory = match entry.file_type() {
+                FileType::Directory => true,
+                FileType::Unknown => {
+                    let found = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                    FileType::from_raw_mode(found.st_mode) == FileType::Directory
+                }
+                _ => false,
+            };
+            if !is_directory {
+                gone(unlinkat(&directory, name, AtFlags::empty()).map_err(Into::into))?;
+                continue;
+            }
+            let inner = openat(&directory, name, DIRECTORY, Mode::empty())?;
+            if rustix::fs::fstat(&inner)?.st_dev != self.device {
                 return Err(io::Error::new(
                     io::ErrorKind::CrossesDevices,
                     format!("{} is a mount point", name.to_string_lossy()),
                 ));
             }
-            empty_directory(&inner, device)?;
-            gone(unlinkat(directory, name, AtFlags::REMOVEDIR).map_err(Into::into))?;
-        } else {
-            gone(unlinkat(directory, name, AtFlags::empty()).map_err(Into::into))?;
+            if depth == DEPTH_MAX {
+                self.hoist(&directory, name)?;
+                continue;
+            }
+            self.empty(inner, depth + 1)?;
+            gone(unlinkat(&directory, name, AtFlags::REMOVEDIR).map_err(Into::into))?;
+        }
+        Ok(())
+    }
+
+    fn hoist(&mut self, directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+        loop {
+            self.hoisted += 1;
+            let target = format!(".hoisted-{}", self.hoisted);
+            match renameat_with(directory, name, &self.top, &target, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                result => return Ok(result?),
+            }
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -117,6 +158,26 @@ mod tests {
         remove_tree(&tree).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists() && outside.join("kept").exists());
+    }
+
+    #[test]
+    fn depth_costs_neither_stack_nor_descriptors() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir(&tree).unwrap();
+        let mut here = rustix::fs::open(&tree, DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..20_000 {
+            rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
+            here = openat(&here, "d", DIRECTORY, Mode::empty()).unwrap();
+        }
+        fs::create_dir(tree.join(".hoisted-3")).unwrap();
+        // A thread of little stack.
+        let removed = std::thread::Builder::new().stack_size(256 << 10).spawn({
+            let tree = tree.clone();
+            move || remove_tree(&tree)
+        });
+        removed.unwrap().join().unwrap().unwrap();
+        assert!(!tree.exists());
     }
 
     #[test]

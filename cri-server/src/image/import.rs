@@ -181,7 +181,11 @@ async fn unpack(store: &ImageStore, contents: &Arc<Contents>, found: Found) -> R
         let fetch = move || {
             let (store, expected) = (store.clone(), expected.clone());
             let section = contents.section(layer.member);
-            async move { store.unpack_layer(section, expected).await }
+            async move {
+                // As with downloads: each takes a thread. Never closed.
+                let _permit = store.inner.downloads.acquire().await;
+                store.unpack_layer(section, expected).await
+            }
         };
         Some(async move {
             store

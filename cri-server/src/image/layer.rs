@@ -89,7 +89,9 @@ pub enum LayerError {
 impl Classify for LayerError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Unpack(UnpackError::TooLarge(_) | UnpackError::TooMany(_)) => Kind::ResourceExhausted,
+            Self::Unpack(UnpackError::TooLarge(_) | UnpackError::TooMany(_) | UnpackError::Directories) => {
+                Kind::ResourceExhausted
+            }
             Self::Unpack(UnpackError::Entry { source, .. }) if is_full(source) => Kind::ResourceExhausted,
             Self::Directory { source, .. } if is_full(source) => Kind::ResourceExhausted,
             Self::Read(_) => Kind::Unavailable,

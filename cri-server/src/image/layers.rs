@@ -16,7 +16,7 @@
 //! change a layer's directory (commit and that removal); it is held for two renames by blocking threads only.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::{self, File},
     future::Future,
     io,
@@ -34,6 +34,7 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared},
 };
 use thiserror::Error;
+use vaina_sys::fs::remove_tree;
 
 use super::{
     digest::Digest,
@@ -59,7 +60,7 @@ pub struct Layer {
     /// How many records name it.
     recorded: AtomicUsize,
     /// Directories that still lack their looks: those of the image's lower layers, known when all are there.
-    implied: Mutex<Vec<PathBuf>>,
+    implied: Mutex<BTreeSet<PathBuf>>,
     reaper: mpsc::Sender<Job>,
 }
 
@@ -133,7 +134,7 @@ impl Staging {
     /// Deletes it now, so that nothing is left when its failure is told. Blocking.
     pub(super) fn discard(self) {
         // What can't be deleted now is tried again by the drop.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = remove_tree(&self.path);
     }
 }
 
@@ -275,7 +276,7 @@ impl LayerDirs {
         let path = self.path_of(diff_id);
         match fs::symlink_metadata(&path) {
             Ok(stat) if stat.is_dir() => {
-                self.publish(diff_id, &Unpacked { bytes, inodes, implied: Vec::new() }).map(Some)
+                self.publish(diff_id, &Unpacked { bytes, inodes, implied: BTreeSet::new() }).map(Some)
             }
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -445,12 +446,8 @@ fn reap(dirs: &Weak<LayerDirs>, jobs: &mpsc::Receiver<Job>) {
                 }
             }
         };
-        match fs::remove_dir_all(&path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "deleted layer stays on disk until the next start");
-            }
+        if let Err(error) = remove_tree(&path) {
+            tracing::warn!(path = %path.display(), %error, "deleted layer stays on disk until the next start");
         }
     }
 }

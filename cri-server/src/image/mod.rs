@@ -126,6 +126,15 @@ impl Image {
         &self.config_text
     }
 
+    /// Who the image's process is by its config, without the group.
+    pub fn user(&self) -> ImageUser {
+        let config = self.config.config().as_ref().and_then(|config| config.user().as_deref());
+        match config.and_then(|user| user.split(':').next()).unwrap_or_default() {
+            "" => ImageUser::Unset,
+            user => user.parse().map_or_else(|_| ImageUser::Name(user.to_owned()), ImageUser::Uid),
+        }
+    }
+
     fn record(&self) -> ImageRecord {
         ImageRecord {
             id: Digest::sha256(self.config_text.as_bytes()),
@@ -149,6 +158,17 @@ impl Image {
     fn is_named(&self) -> bool {
         !self.repo_tags.is_empty() || !self.repo_digests.is_empty()
     }
+}
+
+/// The user that an image's config names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageUser {
+    /// None: root.
+    Unset,
+    /// By number.
+    Uid(u32),
+    /// By name, to be looked up in the image's `/etc/passwd`.
+    Name(String),
 }
 
 /// How full the file system of the images is.

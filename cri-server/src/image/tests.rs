@@ -94,6 +94,7 @@ mod root {
             assert_eq!(images[0].id.as_str(), image.id());
             assert_eq!(images[0].repo_tags, ["docker.io/library/a:1"]);
             assert_eq!(images[0].layers.len(), 2);
+            assert_eq!(images[0].user(), ImageUser::Uid(1002));
             assert_eq!(std::fs::read_to_string(images[0].layers[1].join("other")).unwrap(), "a");
             assert!(images[0].layers[0].join("etc/passwd").is_file());
             fixture.settle(2);

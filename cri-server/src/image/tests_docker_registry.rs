@@ -151,7 +151,8 @@ mod root {
         let tar = layer(&[file("ours", "x")]);
         let image = TestImage::new(Format::Docker, &[(tar.clone(), gzip(&tar))]);
         // The registry wants to know every manifest of a list.
-        let config = serde_json::json!({"architecture": "s390x", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
+        let config =
+            serde_json::json!({"architecture": "s390x", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
         let foreign = TestImage::with_config(Format::Docker, &[], &config);
         registry.push("app", &foreign.digest(), &foreign, None);
         let index = image.index_with(Format::Docker, &foreign);

@@ -8,7 +8,7 @@
 //! `trusted.overlay.opaque`. They hide *lower* layers only, so what the same layer itself has under that name stays.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     io::{self, Read},
     os::{
@@ -31,6 +31,8 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of AUFS that some old layers still carry.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+/// Bound of the paths of directories of one layer, in bytes; real layers have some thousand directories.
+const PATHS_MAX: usize = 128 << 20;
 const COPY_BUFFER: usize = 128 << 10;
 /// What one file or directory costs beside its content.
 const ENTRY_BYTES: u64 = 4096;
@@ -52,7 +54,7 @@ pub(super) struct Unpacked {
     /// Files, directories and everything else that has an inode.
     pub inodes: u64,
     /// Directories that the tar used but did not describe; they should look like those of the layer below.
-    pub implied: Vec<PathBuf>,
+    pub implied: BTreeSet<PathBuf>,
 }
 
 /// Why a layer was not unpacked.
@@ -105,6 +107,9 @@ pub enum UnpackError {
     /// The layer is larger than the disk has room for.
     #[error("layer unpacks to more than {0} bytes, which is all that the disk can spare")]
     TooLarge(u64),
+    /// The layer has too many directories.
+    #[error("layer has more directories than can be kept track of")]
+    Directories,
     /// The layer has more entries than a file system should be asked for.
     #[error("layer has more than {0} entries")]
     TooMany(u64),
@@ -120,6 +125,7 @@ pub(super) fn unpack<R: Read>(root: BorrowedFd<'_>, layer: R, limits: &Limits) -
         result: Unpacked::default(),
         times: BTreeMap::new(),
         entries: 0,
+        remembered: 0,
         buffer: vec![0; COPY_BUFFER],
     };
     while let Some(entry) = archive.next_entry().map_err(UnpackError::Tar)? {
@@ -131,7 +137,7 @@ pub(super) fn unpack<R: Read>(root: BorrowedFd<'_>, layer: R, limits: &Limits) -
 
 /// Gives directories that a layer used without describing them the looks that they have below, since overlayfs shows the
 /// upper one: a layer with nothing but `tmp/file` must not take the sticky bit from `/tmp`. `lowers` are nearest first.
-pub(super) fn inherit(layer: &Path, implied: &[PathBuf], lowers: &[&Path]) -> io::Result<()> {
+pub(super) fn inherit(layer: &Path, implied: &BTreeSet<PathBuf>, lowers: &[&Path]) -> io::Result<()> {
     for path in implied {
         let Ok(own) = look(layer, path) else { continue };
         let below = lowers.iter().find_map(|lower| match look(lower, path) {
@@ -168,6 +174,8 @@ struct Unpacker<'a> {
     /// Times of directories are set last, because every entry made inside changes them.
     times: BTreeMap<PathBuf, Timespec>,
     entries: u64,
+    /// Length of all paths in `times` and in the result.
+    remembered: usize,
     buffer: Vec<u8>,
 }
 
@@ -239,7 +247,8 @@ impl Unpacker<'_> {
         if opaque {
             set_opaque(&fd).map_err(step("mark as opaque"))?;
         }
-        self.result.implied.retain(|implied| implied != path);
+        self.result.implied.remove(path);
+        self.remember(path)?;
         self.times.insert(path.to_owned(), timespec(entry));
         attributes(&fd, entry, owner)
     }
@@ -351,9 +360,9 @@ impl Unpacker<'_> {
         let parent = self.parent_fd();
         match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
             Err(Errno::ISDIR) => {
-                // The parent is held by descriptor and the tree is ours alone; remove_dir_all follows no symlink.
+                // The parent is held by descriptor, and the removal follows no symlink.
                 let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
-                std::fs::remove_dir_all(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+                vaina_sys::fs::remove_tree(&path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
             }
             result => result,
         }
@@ -385,6 +394,12 @@ impl Unpacker<'_> {
             return Err(UnpackError::TooLarge(self.limits.bytes));
         }
         Ok(())
+    }
+
+    /// Paths of directories are kept until the end of the layer: they must not become a way to our memory.
+    fn remember(&mut self, path: &Path) -> Result<(), UnpackError> {
+        self.remembered += path.as_os_str().len() + size_of::<PathBuf>();
+        if self.remembered > PATHS_MAX { Err(UnpackError::Directories) } else { Ok(()) }
     }
 
     fn parent_fd(&self) -> BorrowedFd<'_> {
@@ -439,7 +454,8 @@ impl Unpacker<'_> {
                         .and_then(|()| rustix::fs::chmodat(parent, name, mode, AtFlags::empty()))
                         .map_err(at("create directory of", entry))?;
                     if !whiteout {
-                        self.result.implied.push(here.clone());
+                        self.remember(&here)?;
+                        self.result.implied.insert(here.clone());
                     }
                     let next = open_directory(parent, name).map_err(at("open directory of", entry))?;
                     if whiteout {
@@ -731,7 +747,7 @@ mod tests {
             assert!(outer.path().join("root/run/pid").is_file());
             let members = [dir("usr/lib"), symlink("lib", "usr/lib"), file("/lib/x.so", "1")];
             let (outer, result) = run(&members, &LIMITS);
-            assert_eq!(result.unwrap().implied, [Path::new("usr")]);
+            assert!(result.unwrap().implied.iter().eq([Path::new("usr")]));
             assert!(outer.path().join("root/usr/lib/x.so").is_file());
         }
 

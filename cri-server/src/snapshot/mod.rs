@@ -216,8 +216,9 @@ pub fn usage(root: &Path, container: &ContainerId) -> Result<Usage, SnapshotErro
     while let Some(path) = pending.pop() {
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
-            // The container goes on while we look.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // The container goes on while we look, and may nest deeper than a path can name: then what lies there is not
+            // counted.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename) => continue,
             Err(error) => return Err(at("list", &path)(error)),
         };
         for entry in entries.flatten() {
@@ -261,20 +262,13 @@ fn to_trash(root: &Path, path: &Path) -> Result<Option<PathBuf>, SnapshotError> 
 }
 
 fn empty_out(path: &Path) {
-    match fs::remove_dir_all(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "deleted writable layer stays on disk until the next start");
-        }
+    if let Err(error) = vaina_sys::fs::remove_tree(path) {
+        tracing::warn!(path = %path.display(), %error, "deleted writable layer stays on disk until the next start");
     }
 }
 
 fn remove_tree(path: &Path) -> Result<(), SnapshotError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("empty", path)(error)),
-        _ => Ok(()),
-    }
+    vaina_sys::fs::remove_tree(path).map_err(at("empty", path))
 }
 
 fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
