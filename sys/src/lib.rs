@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod fs;
+pub mod inherit;
 pub mod mount;
 pub mod netns;
 pub mod process;
