@@ -245,4 +245,68 @@ mod root {
         let fixture = fixture.reopen().await;
         assert_eq!(fixture.store.list().len(), 2);
     }
+
+    /// The directory that [`victim`] works in.
+    const VICTIM: &str = "VAINA_TEST_IMAGE_VICTIM";
+
+    /// Killed at any moment, the store opens with whole images only and with nothing else on disk.
+    #[tokio::test]
+    async fn survives_being_killed_at_any_moment() {
+        let mut dir = tempfile::tempdir().unwrap();
+        let images: Vec<_> = (0..4).map(|number| two_layers(&number.to_string().repeat(100_000))).collect();
+        for (number, image) in images.iter().enumerate() {
+            std::fs::write(dir.path().join(number.to_string()), image.oci_archive(&named(&format!("a:{number}"))))
+                .unwrap();
+        }
+        let mut seen = 0;
+        for round in 0..25 {
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "image::tests::root::victim"])
+                .env(VICTIM, dir.path())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            // Some of its life is the start of the process; the rest is spread over what it does.
+            let begun = Instant::now();
+            let ready = dir.path().join("ready");
+            while !ready.exists() {
+                assert!(begun.elapsed() < Duration::from_secs(20));
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_micros(round * 1_700));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            std::fs::remove_file(ready).unwrap();
+
+            let store = open(dir.path()).await;
+            let fixture = Fixture { dir, store };
+            let listed = fixture.store.list();
+            let mut layers = std::collections::HashSet::new();
+            for image in &listed {
+                layers.extend(image.layers.iter().cloned());
+                let expected = images.iter().find(|expected| expected.id() == image.id.as_str()).unwrap();
+                assert!(image.layers[0].join("etc/passwd").is_file());
+                let content = std::fs::read(image.layers[1].join("other")).unwrap();
+                assert!(expected.layers[1].windows(100).any(|window| window == &content[..100]));
+                assert_eq!(content.len(), 100_000);
+            }
+            assert!(fixture.store.damaged().is_empty());
+            fixture.settle(layers.len());
+            seen += listed.len();
+            dir = fixture.dir;
+        }
+        assert!(seen > 0, "never got as far as one image");
+    }
+
+    /// Not a test of its own: the process that the test above kills. Imports and removes without end.
+    #[tokio::test]
+    async fn victim() {
+        let Some(dir) = std::env::var_os(VICTIM).map(PathBuf::from) else { return };
+        let store = open(&dir).await;
+        std::fs::write(dir.join("ready"), "").unwrap();
+        for number in (0..4).cycle() {
+            store.import(&dir.join(number.to_string()), None).await.unwrap();
+            store.remove(&format!("a:{}", (number + 2) % 4)).await.unwrap();
+        }
+    }
 }
