@@ -34,8 +34,9 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// Under an image without layers.
 const EMPTY: &str = "empty";
-/// Mount data is one page.
-const OPTIONS_MAX: usize = 4095;
+/// What overlayfs stacks at most. That mount data is one page is the mounter's affair: the new mount API has no such
+/// limit, and without it the layers' short names leave room for some hundred.
+const LAYERS_MAX: usize = 500;
 
 /// A mount as containerd's shim protocol describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,8 +82,8 @@ pub enum SnapshotError {
         /// Cause.
         source: io::Error,
     },
-    /// More layers than mount options can name.
-    #[error("image has {0} layers, more than one overlay mount can name below this root directory")]
+    /// More layers than can be stacked.
+    #[error("image has {0} layers, overlayfs stacks {LAYERS_MAX} at most")]
     TooManyLayers(usize),
     /// A path that a mount option can't hold.
     #[error("root directory {} contains a character that overlay mount options can't hold", .0.display())]
@@ -142,6 +143,9 @@ fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
         Some(text) if !text.contains([':', ',', '\\']) => Ok(text.to_owned()),
         _ => Err(SnapshotError::Path(path.to_owned())),
     };
+    if rootfs.lower.len() > LAYERS_MAX {
+        return Err(SnapshotError::TooManyLayers(rootfs.lower.len()));
+    }
     let mut lower = rootfs.lower.iter().rev().map(|layer| text(layer)).collect::<Result<Vec<_>, _>>()?;
     if lower.is_empty() {
         lower.push(text(empty)?);
@@ -153,9 +157,6 @@ fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
         format!("upperdir={}", text(&rootfs.upper)?),
         format!("workdir={}", text(&rootfs.work)?),
     ];
-    if options.iter().map(|option| option.len() + 1).sum::<usize>() > OPTIONS_MAX {
-        return Err(SnapshotError::TooManyLayers(rootfs.lower.len()));
-    }
     Ok(Mount { type_: "overlay".to_owned(), source: "overlay".to_owned(), options })
 }
 
@@ -291,8 +292,8 @@ mod tests {
         let lower = "lowerdir=/var/lib/vaina/images/l/00000001:/var/lib/vaina/images/l/00000000";
         assert_eq!(options, ["index=off", "volatile", lower, "upperdir=/u", "workdir=/w"]);
         assert_eq!(mount(&rootfs(0), Path::new("/empty")).unwrap().options[2], "lowerdir=/empty");
-        mount(&rootfs(110), Path::new("/empty")).unwrap();
-        assert!(matches!(mount(&rootfs(200), Path::new("/e")), Err(SnapshotError::TooManyLayers(200))));
+        mount(&rootfs(500), Path::new("/empty")).unwrap();
+        assert!(matches!(mount(&rootfs(501), Path::new("/e")), Err(SnapshotError::TooManyLayers(501))));
         let odd = Rootfs { upper: PathBuf::from("/a:b"), ..rootfs(1) };
         assert!(matches!(mount(&odd, Path::new("/e")), Err(SnapshotError::Path(_))));
     }
