@@ -5,6 +5,7 @@
 //! <root>/l/<short>                  symlink to it: mount options are limited to a page, so names must be short
 //! <root>/staging/<n>                being unpacked
 //! <root>/trash/<n>                  renamed away, being deleted
+//! <root>/lock                       locked by the process that has the store
 //! ```
 //!
 //! The order that a kill or a loss of power can't break: unpack in staging, `syncfs`, rename into place, sync the
@@ -33,6 +34,7 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared, WeakShared},
 };
+use rustix::fs::FlockOperation;
 use thiserror::Error;
 use vaina_sys::fs::remove_tree;
 
@@ -45,6 +47,7 @@ const LAYERS: &str = "layers";
 const LINKS: &str = "l";
 const STAGING: &str = "staging";
 const TRASH: &str = "trash";
+const LOCK: &str = "lock";
 /// Shortest name of a link; longer when two layers share it.
 const LINK_LEN: usize = 8;
 
@@ -175,6 +178,8 @@ pub(super) struct LayerDirs {
     moves: Mutex<()>,
     next: AtomicU64,
     reaper: mpsc::Sender<Job>,
+    /// Locked: a second owner would delete what we are unpacking.
+    _lock: File,
 }
 
 #[derive(Debug)]
@@ -187,12 +192,14 @@ impl<E: Send + Sync + 'static> Layers<E> {
     /// Makes the directories and empties staging and trash. Blocking.
     pub(super) fn open(root: &Path) -> Result<Self, LayersError> {
         let (reaper, jobs) = mpsc::channel();
+        let lock = own(root)?;
         let dirs = Arc::new(LayerDirs {
             root: root.to_owned(),
             map: Mutex::default(),
             moves: Mutex::default(),
             next: AtomicU64::new(0),
             reaper,
+            _lock: lock,
         });
         dirs.prepare()?;
         let weak = Arc::downgrade(&dirs);
@@ -450,6 +457,16 @@ fn reap(dirs: &Weak<LayerDirs>, jobs: &mpsc::Receiver<Job>) {
             tracing::warn!(path = %path.display(), %error, "deleted layer stays on disk until the next start");
         }
     }
+}
+
+/// Takes the store for this process; the kernel gives it back, however the process ends.
+fn own(root: &Path) -> Result<File, LayersError> {
+    let path = root.join(LOCK);
+    fs::create_dir_all(root).map_err(at("create", root))?;
+    let lock = File::options().create(true).append(true).open(&path).map_err(at("open", &path))?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| at("take the image store for this process alone by", &path)(error.into()))?;
+    Ok(lock)
 }
 
 fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayersError {

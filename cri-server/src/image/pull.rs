@@ -188,11 +188,16 @@ impl ImageStore {
         let session = Arc::new(session);
         let resolved = registry.resolve(&session).await.map_err(resolve)?;
         let manifest = resolved.manifest;
-        let config = registry
-            .small_blob(&session, &manifest.config, CONFIG_MAX)
-            .await
-            .map_err(|source| PullFailure::Config { reference: reference.clone(), source })?;
-        let (config_text, config, diff_ids) = manifest::parse_config(config.into(), Some(manifest.layers.len()))
+        let config = match self.resolve(&manifest.config.digest.to_string()) {
+            // The id is the digest of the config, so this is it.
+            Some(known) => known.config_text().as_bytes().to_vec(),
+            None => registry
+                .small_blob(&session, &manifest.config, CONFIG_MAX)
+                .await
+                .map_err(|source| PullFailure::Config { reference: reference.clone(), source })?
+                .into(),
+        };
+        let (config_text, config, diff_ids) = manifest::parse_config(config, Some(manifest.layers.len()))
             .map_err(|source| PullFailure::Content { reference: reference.clone(), source })?;
 
         let layers = manifest::distinct(&diff_ids).into_iter().filter_map(|index| {

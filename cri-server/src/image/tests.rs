@@ -223,6 +223,15 @@ mod root {
     }
 
     #[tokio::test]
+    async fn has_one_owner() {
+        let fixture = Fixture::new().await;
+        let state = Store::open(&fixture.dir.path().join("state.db")).unwrap();
+        let error = ImageStore::open(ImageConfig::new(fixture.images()), state).await.unwrap_err();
+        assert!(Chain(&error).to_string().contains("for this process alone"), "{}", Chain(&error));
+        fixture.reopen().await;
+    }
+
+    #[tokio::test]
     async fn opens_after_any_damage() {
         let fixture = Fixture::new().await;
         let (first, second) = (two_layers("first"), two_layers("second"));
