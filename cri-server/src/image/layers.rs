@@ -28,13 +28,14 @@ use std::{
         mpsc,
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared, WeakShared},
 };
-use rustix::fs::FlockOperation;
+use rustix::{fs::FlockOperation, io::Errno};
 use thiserror::Error;
 use vaina_sys::fs::remove_tree;
 
@@ -48,6 +49,8 @@ const LINKS: &str = "l";
 const STAGING: &str = "staging";
 const TRASH: &str = "trash";
 const LOCK: &str = "lock";
+/// How long an owner that is about to end may take.
+const OWNER_WAIT: Duration = Duration::from_secs(5);
 /// Shortest name of a link; longer when two layers share it.
 const LINK_LEN: usize = 8;
 
@@ -464,9 +467,15 @@ fn own(root: &Path) -> Result<File, LayersError> {
     let path = root.join(LOCK);
     fs::create_dir_all(root).map_err(at("create", root))?;
     let lock = File::options().create(true).append(true).open(&path).map_err(at("open", &path))?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| at("take the image store for this process alone by", &path)(error.into()))?;
-    Ok(lock)
+    // One that was killed lets go when the disk has answered its last call.
+    let deadline = Instant::now() + OWNER_WAIT;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(at("take the image store for this process alone by", &path)(error.into())),
+        }
+    }
 }
 
 fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LayersError {
