@@ -20,15 +20,12 @@ mod pull;
 mod record;
 pub mod reference;
 mod registry;
+mod remove;
 mod tar;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_docker_registry;
-#[cfg(test)]
-mod tests_registry;
 mod unpack;
 
 use std::{
@@ -51,6 +48,7 @@ pub use self::{
     pull::{PullError, PullFailure, PullRequest},
     reference::{Reference, ReferenceError, Version},
     registry::{Credentials, CredentialsError, HostsError, RegistryError, TransportError},
+    remove::{HoldError, RemoveError},
 };
 use self::{
     layers::{Layers, lock},
@@ -244,39 +242,6 @@ impl Classify for OpenError {
     }
 }
 
-/// Why an image was not removed.
-#[derive(Debug, Error)]
-pub enum RemoveError {
-    /// The record.
-    #[error("remove image {image}")]
-    Record {
-        /// Which.
-        image: ImageId,
-        /// Cause.
-        #[source]
-        source: WriteError,
-    },
-}
-
-impl Classify for RemoveError {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Record { source, .. } => source.kind(),
-        }
-    }
-}
-
-/// Why an image can't be held.
-#[derive(Debug, Error)]
-#[error("image {0} is not there")]
-pub struct HoldError(ImageId);
-
-impl Classify for HoldError {
-    fn kind(&self) -> Kind {
-        Kind::NotFound
-    }
-}
-
 /// Why a layer did not become complete.
 #[derive(Debug, Error)]
 pub enum FetchError {
@@ -401,133 +366,6 @@ impl ImageStore {
         detached(async move { import::run(&store, &path, name).await }).await
     }
 
-    /// Removes a name, or by id the image with all its names. What is not there is removed.
-    pub async fn remove(&self, text: &str) -> Result<(), RemoveError> {
-        let store = self.clone();
-        let text = text.to_owned();
-        detached(async move { store.remove_now(&text).await }).await
-    }
-
-    async fn remove_now(&self, text: &str) -> Result<(), RemoveError> {
-        let _changing = self.inner.changes.lock().await;
-        let Some(image) = self.resolve(text) else {
-            return self.remove_damaged(text).await;
-        };
-        let mut left = Image::clone(&image);
-        left.changed = now();
-        match text.parse::<Reference>() {
-            Ok(reference) if image.repo_tags.contains(&reference.to_string()) => {
-                let repository = reference.repository();
-                left.repo_tags.retain(|tag| *tag != reference.to_string());
-                if !left.repo_tags.iter().any(|tag| is_in(tag, &repository)) {
-                    left.repo_digests.retain(|digest| !is_in(digest, &repository));
-                }
-            }
-            Ok(reference) if image.repo_digests.contains(&reference.to_string()) => {
-                let repository = reference.repository();
-                left.repo_tags.retain(|tag| !is_in(tag, &repository));
-                left.repo_digests.retain(|digest| !is_in(digest, &repository));
-            }
-            _ => {
-                left.repo_tags.clear();
-                left.repo_digests.clear();
-            }
-        }
-        if left.is_named() {
-            return self.replace(left).await;
-        }
-        self.drop_image(left).await
-    }
-
-    /// Nothing names the image any more: it goes, now or with its last holder.
-    async fn drop_image(&self, mut image: Image) -> Result<(), RemoveError> {
-        let id = image.id.clone();
-        let held = {
-            let mut index = lock(&self.inner.index);
-            let held = index.is_held(&id);
-            index.images.remove(&id);
-            if held {
-                image.removed = true;
-                // A release that comes before the record is written finds it here.
-                index.removed.insert(id.clone(), Arc::new(image.clone()));
-            }
-            held
-        };
-        if held {
-            let record = image.record();
-            return self.put(&record).await.map_err(|source| RemoveError::Record { image: id, source });
-        }
-        self.forget(&image).await
-    }
-
-    /// Deletes the record; the layers go with the last that stands on them.
-    async fn forget(&self, image: &Image) -> Result<(), RemoveError> {
-        let key = image.id.as_str();
-        let deleted = self.inner.store.delete::<ImageRecord>(key, Durability::PowerLoss).await;
-        deleted.map_err(|source| RemoveError::Record { image: image.id.clone(), source })?;
-        for layer in &image.pins {
-            layer.unrecord();
-        }
-        Ok(())
-    }
-
-    async fn remove_damaged(&self, text: &str) -> Result<(), RemoveError> {
-        let id = ImageId::new(text);
-        if !lock(&self.inner.index).damaged.contains_key(&id) {
-            return Ok(());
-        }
-        let deleted = self.inner.store.delete::<ImageRecord>(id.as_str(), Durability::PowerLoss).await;
-        deleted.map_err(|source| RemoveError::Record { image: id.clone(), source })?;
-        for layer in lock(&self.inner.index).damaged.remove(&id).unwrap_or_default() {
-            layer.unrecord();
-        }
-        Ok(())
-    }
-
-    /// Says that `holder` (a container) stands on the image, whose layers then stay until [`ImageStore::release`].
-    ///
-    /// Holds are in memory: recovery repeats them from its own records, and then calls [`ImageStore::sweep`].
-    pub fn hold(&self, id: &ImageId, holder: &str) -> Result<Arc<Image>, HoldError> {
-        let mut index = lock(&self.inner.index);
-        let image = index.images.get(id).or_else(|| index.removed.get(id)).cloned();
-        let image = image.ok_or_else(|| HoldError(id.clone()))?;
-        index.holders.insert(holder.to_owned(), id.clone());
-        Ok(image)
-    }
-
-    /// Takes the hold back; none is fine. A removed image goes with its last one.
-    pub async fn release(&self, holder: &str) -> Result<(), RemoveError> {
-        let Some(id) = lock(&self.inner.index).holders.remove(holder) else {
-            return Ok(());
-        };
-        let store = self.clone();
-        detached(async move { store.collect(&id).await }).await
-    }
-
-    /// After recovery has repeated its holds: drops removed images that nobody holds any more.
-    pub async fn sweep(&self) -> Result<(), RemoveError> {
-        let ids: Vec<ImageId> = lock(&self.inner.index).removed.keys().cloned().collect();
-        for id in ids {
-            self.collect(&id).await?;
-        }
-        Ok(())
-    }
-
-    async fn collect(&self, id: &ImageId) -> Result<(), RemoveError> {
-        let _changing = self.inner.changes.lock().await;
-        let image = {
-            let mut index = lock(&self.inner.index);
-            if index.is_held(id) {
-                return Ok(());
-            }
-            index.removed.remove(id)
-        };
-        match image {
-            Some(image) => self.forget(&image).await,
-            None => Ok(()),
-        }
-    }
-
     /// How full the file system is. One `statfs`; what images take was counted when they were unpacked.
     pub fn fs_info(&self) -> io::Result<FsInfo> {
         let root = &self.inner.config.root;
@@ -633,14 +471,6 @@ impl ImageStore {
         Ok(image)
     }
 
-    async fn replace(&self, mut image: Image) -> Result<(), RemoveError> {
-        image.pinned = is_pinned(&self.inner.config.pinned, &image.repo_tags);
-        let put = self.put(&image.record()).await;
-        put.map_err(|source| RemoveError::Record { image: image.id.clone(), source })?;
-        lock(&self.inner.index).images.insert(image.id.clone(), Arc::new(image));
-        Ok(())
-    }
-
     async fn put(&self, record: &ImageRecord) -> Result<(), WriteError> {
         self.inner.store.put(record, Durability::PowerLoss).await
     }
@@ -731,11 +561,6 @@ fn merge(names: &mut Vec<String>, more: &[String]) {
             names.push(name.clone());
         }
     }
-}
-
-/// Whether a normalised name is of that repository.
-fn is_in(name: &str, repository: &str) -> bool {
-    name.strip_prefix(repository).is_some_and(|rest| rest.starts_with([':', '@']))
 }
 
 fn is_pinned(patterns: &[String], tags: &[String]) -> bool {

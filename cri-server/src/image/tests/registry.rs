@@ -15,7 +15,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 
-use super::{
+use super::super::{
     testing::{Format, TestImage, dir, file, gzip, layer, zstd},
     *,
 };

@@ -1,5 +1,8 @@
 //! The store as a whole: import, names, removal, holds, restarts, damage.
 
+mod docker_registry;
+mod registry;
+
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},

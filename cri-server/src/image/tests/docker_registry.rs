@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
+use super::super::{
     testing::{Format, TestImage, dir, file, gzip, layer, zstd},
     *,
 };
