@@ -1,1 +1,314 @@
-//! To be written.
+//! Builds every part in the order of need, recovers, then serves. The only file that knows all parts.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
+use vaina_sys::{
+    cgroup::Hierarchies,
+    mount::{self, Propagation},
+};
+
+use crate::{
+    config::{Config, ConfigError},
+    container::{self, Container},
+    error::{Chain, Classify, Kind},
+    id::SandboxId,
+    image::{self, ImageConfig, ImageStore},
+    index::Index,
+    network::{self, Network, Pool},
+    recover::{self, RecoverError},
+    rpc,
+    runtime::Handlers,
+    snapshot,
+    state::{self, Store},
+    work::{Changes, blocking},
+};
+
+/// All parts, as verbs need them.
+#[derive(Debug)]
+pub struct App {
+    /// Configuration.
+    pub config: Config,
+    /// What survives the daemon.
+    pub store: Store,
+    /// What exists, in memory.
+    pub index: Index,
+    /// Images.
+    pub images: ImageStore,
+    /// The built-in network.
+    pub network: Network,
+    /// Addresses of pods.
+    pub pool: Pool,
+    /// RuntimeClass handlers.
+    pub handlers: Handlers,
+    /// The host's control groups.
+    pub cgroups: Hierarchies,
+    /// Id of this boot.
+    pub boot_id: String,
+    /// Changes under way.
+    pub changes: Changes,
+    /// Sandboxes removed.
+    pub receipts: AtomicU64,
+    /// Of which something was left.
+    pub receipts_with_remains: AtomicU64,
+    /// Connections to shims that were cut and made anew.
+    pub reconnects: AtomicU64,
+}
+
+/// Why the daemon does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A directory or file of its own.
+    #[error("{step} {}", .path.display())]
+    Path {
+        /// What was done.
+        step: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// Another one runs.
+    #[error("another daemon uses {}", .0.display())]
+    Running(PathBuf),
+    /// What the host offers.
+    #[error("look at the host's {what}")]
+    Host {
+        /// At what.
+        what: &'static str,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The record.
+    #[error("open the record")]
+    Store(#[source] state::OpenError),
+    /// Images.
+    #[error("open the image store")]
+    Images(#[source] image::OpenError),
+    /// Writable layers.
+    #[error("recover the writable layers")]
+    Snapshots(#[source] snapshot::SnapshotError),
+    /// The network.
+    #[error("open the pod network")]
+    Network(#[source] network::NetworkError),
+    /// Recovery.
+    #[error("recover")]
+    Recover(#[source] RecoverError),
+}
+
+impl Classify for StartError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Config(source) => source.kind(),
+            Self::Path { .. } | Self::Host { .. } => Kind::Internal,
+            Self::Running(_) => Kind::FailedPrecondition,
+            Self::Store(source) => source.kind(),
+            Self::Images(source) => source.kind(),
+            Self::Snapshots(source) => source.kind(),
+            Self::Network(source) => source.kind(),
+            Self::Recover(source) => source.kind(),
+        }
+    }
+}
+
+fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Path { step, path: path.to_owned(), source }
+}
+
+/// A daemon that serves.
+#[derive(Debug)]
+pub struct RunningApp {
+    /// Its parts.
+    pub app: Arc<App>,
+    /// Where it serves.
+    pub socket: PathBuf,
+    stop: watch::Sender<bool>,
+    server: JoinHandle<()>,
+    /// Held as long as we run: one daemon for each state directory.
+    _lock: File,
+}
+
+/// How long changes under way may take to end when the daemon does. They are safe to cut at any point; it is only tidier.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+impl App {
+    /// Makes every part and recovers what is recorded. Nothing is served yet.
+    async fn build(config: Config) -> Result<Arc<Self>, StartError> {
+        let boot_id =
+            vaina_sys::process::boot_id().map_err(|source| StartError::Host { what: "boot id", source })?;
+        let cgroups = blocking(Hierarchies::detect)
+            .await
+            .map_err(|source| StartError::Host { what: "control groups", source })?;
+        let state = config.state.clone();
+        blocking(move || prepare_bundles(&container::steps::bundles(&state))).await?;
+        let path = config.root.join("state.db");
+        let store = blocking(move || Store::open(&path)).await.map_err(StartError::Store)?;
+        let root = config.root.clone();
+        blocking(move || snapshot::recover(&root)).await.map_err(StartError::Snapshots)?;
+        let images = ImageStore::open(image_config(&config), store.clone()).await.map_err(StartError::Images)?;
+        let network = Network::open(&config.network).await.map_err(StartError::Network)?;
+        let pool = Pool::new(&config.network).map_err(StartError::Network)?;
+        let app = Arc::new(Self {
+            handlers: Handlers::new(&config.handlers, &config.state),
+            config,
+            store,
+            index: Index::default(),
+            images,
+            network,
+            pool,
+            cgroups,
+            boot_id,
+            changes: Changes::default(),
+            receipts: AtomicU64::new(0),
+            receipts_with_remains: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+        });
+        let recovered = recover::recover(&app).await.map_err(StartError::Recover)?;
+        tracing::info!(
+            sandboxes = recovered.sandboxes,
+            containers = recovered.containers,
+            unreadable = recovered.unreadable,
+            "recovered"
+        );
+        Ok(app)
+    }
+
+    /// Builds, recovers and serves. The socket is there when this answers.
+    pub async fn start(config: Config) -> Result<RunningApp, StartError> {
+        config.validate()?;
+        for directory in [&config.state, &config.root] {
+            fs::create_dir_all(directory).map_err(at("make directory", directory))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).map_err(at("set mode of", directory))?;
+        }
+        let lock = lock_state(&config.state)?;
+        let socket = config.socket();
+        let app = Self::build(config).await?;
+        let listener = bind(&socket)?;
+        let (stop, mut stopped) = watch::channel(false);
+        let serving = Arc::clone(&app);
+        let server = tokio::spawn(async move {
+            let stopped = async move {
+                // A sender that is gone stops as well.
+                drop(stopped.wait_for(|stop| *stop).await);
+            };
+            if let Err(error) = rpc::serve(serving, listener, stopped).await {
+                tracing::error!(error = %Chain(&error), "the server ended");
+            }
+        });
+        tracing::info!(socket = %socket.display(), "serving");
+        Ok(RunningApp { app, socket, stop, server, _lock: lock })
+    }
+
+    /// The containers of a sandbox.
+    pub fn containers_of(&self, sandbox: &SandboxId) -> Vec<Arc<Container>> {
+        let mut containers = self.index.containers.list();
+        containers.retain(|container| container.sandbox.id == *sandbox);
+        containers
+    }
+}
+
+impl RunningApp {
+    /// Whether the server still serves; it ends by itself only when something is broken.
+    pub async fn ended(&mut self) {
+        // A panic in it ends it just as well.
+        drop((&mut self.server).await);
+    }
+
+    /// Stops accepting, waits (bounded) for changes under way, and leaves shims and containers alone.
+    pub async fn shut_down(self) {
+        self.stop.send_replace(true);
+        let left = self.app.changes.idle(DRAIN_LIMIT).await;
+        if left > 0 {
+            tracing::warn!(left, "changes are still under way; the next start finishes or undoes them");
+        }
+        self.server.abort();
+        let socket = self.socket;
+        let bundles = container::steps::bundles(&self.app.config.state);
+        let is_empty = self.app.index.sandboxes.list().is_empty();
+        let receipts = self.app.receipts.load(Ordering::Relaxed);
+        let remains = self.app.receipts_with_remains.load(Ordering::Relaxed);
+        blocking(move || {
+            // Best effort: the next start replaces the one and reuses the other.
+            drop(fs::remove_file(socket));
+            if is_empty {
+                drop(mount::detach(&bundles));
+            }
+        })
+        .await;
+        tracing::info!(receipts, remains, "stopped");
+    }
+}
+
+fn image_config(config: &Config) -> ImageConfig {
+    ImageConfig {
+        root: config.root.join("images"),
+        registries: config.image.registries.clone(),
+        plain_http: config.image.plain_http.clone(),
+        pinned: config.image.pinned.clone(),
+        parallel_downloads: config.image.parallel_downloads,
+        progress_timeout: Duration::from_secs(config.image.progress_timeout_seconds),
+        ..ImageConfig::new(config.root.join("images"))
+    }
+}
+
+/// One daemon for each state directory; the kernel lets go of the lock however the holder ends.
+fn lock_state(state: &Path) -> Result<File, StartError> {
+    let path = state.join("lock");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(at("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::Running(state.to_owned())),
+        Err(fs::TryLockError::Error(source)) => Err(at("lock", &path)(source)),
+    }
+}
+
+/// The directory of bundles lies on a private mount: root file systems are mounted below it in throw-away mount
+/// namespaces that keep the propagation of everything else, and must not show on the host.
+fn prepare_bundles(bundles: &Path) -> Result<(), StartError> {
+    fs::create_dir_all(bundles).map_err(at("make directory", bundles))?;
+    let make_private = || {
+        let bundles = fs::canonicalize(bundles)?;
+        let table = mount::table()?;
+        match mount::containing(&table, &bundles) {
+            Some(ground) if !ground.shared && !ground.slave => Ok(()),
+            _ => {
+                mount::bind(&bundles, &bundles, false)?;
+                mount::set_propagation(&bundles, Propagation::Private, false)
+            }
+        }
+    };
+    make_private().map_err(at("make private", bundles))
+}
+
+/// Only root may speak to us, and it may be in a group that the administrator gives the socket to.
+fn bind(socket: &Path) -> Result<UnixListener, StartError> {
+    if let Some(parent) = socket.parent() {
+        fs::create_dir_all(parent).map_err(at("make directory", parent))?;
+    }
+    match fs::remove_file(socket) {
+        // The lock says that nobody serves there any more.
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(at("remove the old socket", socket)(source)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(at("listen on", socket))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o660)).map_err(at("set mode of", socket))?;
+    Ok(listener)
+}

@@ -4,7 +4,7 @@
 //! Each enum implements [`Classify`], which is all that the edges need to know: `rpc::status` maps kinds to gRPC codes,
 //! the command line to exit codes. Nothing here knows tonic or any part's variants.
 
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, sync::Arc};
 
 /// What sort of failure it is, in the terms of gRPC's canonical codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +33,13 @@ pub enum Kind {
 pub trait Classify: Error + Send + Sync + 'static {
     /// The kind of this failure; often that of its cause.
     fn kind(&self) -> Kind;
+}
+
+/// The answer of an operation that several callers joined.
+impl<E: Classify> Classify for Arc<E> {
+    fn kind(&self) -> Kind {
+        (**self).kind()
+    }
 }
 
 /// Prints an error with all its sources on one line: `verb object: cause: cause`.

@@ -1,6 +1,6 @@
 //! Ids as types, so that two bare strings never stand in a row.
 
-use std::{fmt, path::Path};
+use std::{fmt, fs::File, io, io::Read as _, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,4 +48,11 @@ id! {
 id! {
     /// An image: the digest of its config, `sha256:<64 hex digits>`.
     ImageId
+}
+
+/// 64 random hex digits: a new id of a sandbox or a container.
+pub fn random() -> io::Result<String> {
+    let mut bytes = [0_u8; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }

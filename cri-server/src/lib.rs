@@ -21,3 +21,4 @@ pub mod snapshot;
 pub mod standalone;
 pub mod state;
 pub mod telemetry;
+pub mod work;

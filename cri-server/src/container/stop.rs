@@ -1,0 +1,120 @@
+//! `StopContainer`: the stop signal, a grace period, then everything is killed.
+//!
+//! The clock runs in the shim, so a daemon that dies meanwhile changes nothing, and a second call with a shorter grace
+//! shortens it. Nothing is locked while the process has its grace. Idempotent, and no error for a container that is not
+//! there (`api.proto`, StopContainer).
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    Container, ContainerState, Level, StepError,
+    steps::{ContainerStep, Walk},
+};
+use crate::{
+    app::App,
+    error::{Classify, Kind},
+    index::FindError,
+    plan::{Drive, Mark, Observed, execute},
+    runtime::RuntimeError,
+    sandbox::steps::describe,
+    work::lock,
+};
+
+/// Why a container is not stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum StopError {
+    /// The start of an id that several have.
+    #[error(transparent)]
+    Find(FindError),
+    /// The shim.
+    #[error("ask the shim to stop the container")]
+    Shim(#[source] RuntimeError),
+    /// It lives on though it was killed.
+    #[error("wait for the killed container to end: {}", if .0.is_empty() { "its exit was not reported".to_owned() } else { .0.join("; ") })]
+    Alive(Vec<String>),
+    /// What it left could not be cleared away.
+    #[error("clear away the container")]
+    Step(#[source] StepError),
+}
+
+impl Classify for StopError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Find(source) => source.kind(),
+            Self::Shim(source) => source.kind(),
+            Self::Alive(_) => Kind::DeadlineExceeded,
+            Self::Step(source) => source.kind(),
+        }
+    }
+}
+
+/// How long the end of a killed container may take to be reported: death, drained logs, the shim's word.
+const REPORT_LIMIT: Duration = Duration::from_secs(30);
+
+/// Stops a container; one that is not there, or does not run, is stopped.
+pub async fn stop(app: &Arc<App>, id: &str, grace_seconds: i64) -> Result<(), StopError> {
+    let container = match app.index.containers.find(id) {
+        Ok(container) => container,
+        Err(FindError::Missing { .. }) => return Ok(()),
+        Err(error @ FindError::Ambiguous { .. }) => return Err(StopError::Find(error)),
+    };
+    let grace = u64::try_from(grace_seconds).unwrap_or(0);
+    let app = Arc::clone(app);
+    app.changes.clone().run(async move { stop_known(&app, &container, grace).await }).await
+}
+
+/// Stops a container that is there.
+pub(crate) async fn stop_known(app: &Arc<App>, container: &Arc<Container>, grace_seconds: u64) -> Result<(), StopError> {
+    if matches!(container.state(), ContainerState::Creating | ContainerState::Starting) {
+        // Both are short; what they end in is what is stopped.
+        drop(container.gate.lock().await);
+    }
+    let mut state = container.watch();
+    if !matches!(*state.borrow_and_update(), ContainerState::Running(_)) {
+        return Ok(());
+    }
+    let grace = Duration::from_secs(grace_seconds.min(u64::from(u32::MAX)));
+    if let Some(shim) = container.sandbox.shim() {
+        // Without grace it is killed at once, and hears no signal.
+        let signal = if grace.is_zero() { 0 } else { container.stop_signal };
+        match shim.stop(&container.id, signal, grace).await {
+            Ok(()) => {}
+            // It ended meanwhile, and its end is on the way.
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => {}
+            // A shim that is gone is seen by whoever watches it, who kills what it left.
+            Err(error) if !matches!(*state.borrow_and_update(), ContainerState::Running(_)) => {
+                tracing::debug!(container = %container.id, %error, "the container ended while it was being stopped");
+            }
+            Err(error) => return Err(StopError::Shim(error)),
+        }
+    }
+    let ended = state.wait_for(|state| !matches!(state, ContainerState::Running(_)));
+    match tokio::time::timeout(grace + REPORT_LIMIT, ended).await {
+        Ok(_) => Ok(()),
+        Err(_) => {
+            let path = container.cgroup(&app.config.cgroup.parent);
+            let pids = app.cgroups.group(&path).pids().unwrap_or_default();
+            Err(StopError::Alive(pids.into_iter().map(describe).collect()))
+        }
+    }
+}
+
+/// Waits until what is being done to a stopped container is done, and finishes what is owed.
+pub(crate) async fn settle(app: &Arc<App>, container: &Arc<Container>) -> Result<(), StopError> {
+    let _changing = container.gate.lock().await;
+    let mark = lock(&container.kept).mark;
+    let Some(Mark::Toward(_) | Mark::At(Level::Running)) = mark else { return Ok(()) };
+    if matches!(container.state(), ContainerState::Running(_) | ContainerState::Unknown(_)) {
+        return Ok(());
+    }
+    // A container whose making failed half-way has no use; its wanted level was nothing at all.
+    let wanted = if lock(&container.failure).is_some() { Level::Gone } else { Level::Held };
+    let walk = Walk::new(app, container, None);
+    let drive = Drive::<ContainerStep>::new(mark, Observed::from_mark::<ContainerStep>(mark), wanted, wanted);
+    execute(&walk, drive).await.map_err(|failure| StopError::Step(failure.first))?;
+    if wanted == Level::Gone {
+        app.index.containers.remove(container);
+        container.publish(ContainerState::Removed);
+    }
+    Ok(())
+}

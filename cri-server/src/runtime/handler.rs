@@ -1,0 +1,91 @@
+//! RuntimeClass handlers: a name, the shim that serves it, and the OCI runtime that the shim is to use.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use crate::config;
+
+/// One handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handler {
+    /// RuntimeClass name; empty for the default.
+    pub name: String,
+    /// The shim's executable.
+    pub shim: PathBuf,
+    /// OCI runtime executable; empty for the shim's own.
+    pub runtime: String,
+    /// The OCI runtime's state directory.
+    pub runtime_root: PathBuf,
+}
+
+/// All handlers by name.
+#[derive(Debug, Clone)]
+pub struct Handlers {
+    by_name: BTreeMap<String, Handler>,
+}
+
+/// The shim that comes with us.
+pub const SHIM: &str = "containerd-shim-vaina-v1";
+
+impl Handlers {
+    /// The built-in handlers, and those of the configuration, which win.
+    pub fn new(config: &BTreeMap<String, config::Handler>, state: &Path) -> Self {
+        let own = own_shim();
+        let handler = |name: &str, runtime: &str, shim: Option<&Path>| Handler {
+            name: name.to_owned(),
+            shim: shim.map_or_else(|| own.clone(), Path::to_owned),
+            runtime: runtime.to_owned(),
+            // Runtimes keep their state in forms of their own; two in one directory would trip over each other.
+            runtime_root: state.join("oci").join(if name.is_empty() { "vaina" } else { name }),
+        };
+        let mut by_name = BTreeMap::new();
+        for (name, runtime) in [("", ""), ("vaina", ""), ("crun", "crun"), ("runc", "runc")] {
+            by_name.insert(name.to_owned(), handler(name, runtime, None));
+        }
+        for (name, entry) in config {
+            by_name.insert(name.clone(), handler(name, &entry.runtime, entry.shim.as_deref()));
+        }
+        Self { by_name }
+    }
+
+    /// The handler of a name; the empty name is the default.
+    pub fn get(&self, name: &str) -> Option<&Handler> {
+        self.by_name.get(name)
+    }
+
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = &Handler> {
+        self.by_name.values()
+    }
+}
+
+/// The shim beside our own executable, or else whichever `PATH` has.
+fn own_shim() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|own| Some(own.parent()?.join(SHIM)))
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| PathBuf::from(SHIM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_wins_over_what_is_built_in() {
+        let config = BTreeMap::from([
+            ("crun".to_owned(), config::Handler { runtime: "/opt/crun".into(), shim: None }),
+            ("kata".to_owned(), config::Handler { runtime: String::new(), shim: Some("/opt/kata-shim".into()) }),
+        ]);
+        let handlers = Handlers::new(&config, Path::new("/run/vaina"));
+        assert_eq!(handlers.get("").unwrap().runtime, "");
+        assert_eq!(handlers.get("crun").unwrap().runtime, "/opt/crun");
+        assert_eq!(handlers.get("kata").unwrap().shim, Path::new("/opt/kata-shim"));
+        assert_eq!(handlers.get("runc").unwrap().runtime_root, Path::new("/run/vaina/oci/runc"));
+        assert!(handlers.get("none").is_none());
+        assert_eq!(handlers.iter().count(), 5);
+    }
+}

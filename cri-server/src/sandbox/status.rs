@@ -1,0 +1,97 @@
+//! `PodSandboxStatus`, from memory.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use vaina_proto::cri::{
+    LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus, PodSandboxStatusResponse,
+};
+
+use super::{Sandbox, SandboxState, list};
+use crate::{
+    app::App,
+    container,
+    error::{Classify, Kind},
+    index::FindError,
+    work::now,
+};
+
+/// Why there is no status.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// No such sandbox.
+    #[error(transparent)]
+    Find(FindError),
+}
+
+impl Classify for StatusError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Find(source) => source.kind(),
+        }
+    }
+}
+
+/// The status of a sandbox; `verbose` adds what crictl and tools read from other runtimes.
+pub fn status(app: &App, id: &str, verbose: bool) -> Result<PodSandboxStatusResponse, StatusError> {
+    let sandbox = app.index.sandboxes.find(id).map_err(StatusError::Find)?;
+    if matches!(sandbox.state(), SandboxState::Starting | SandboxState::Failed(_)) {
+        return Err(StatusError::Find(FindError::Missing { what: "pod sandbox", id: id.to_owned() }));
+    }
+    Ok(PodSandboxStatusResponse {
+        status: Some(message(&sandbox)),
+        info: if verbose { info(&sandbox) } else { BTreeMap::new() },
+        containers_statuses: app
+            .containers_of(&sandbox.id)
+            .iter()
+            .filter(|container| container.is_listed())
+            .map(|container| container::message(container))
+            .collect(),
+        timestamp: now(),
+    })
+}
+
+/// As CRI sees it.
+pub fn message(sandbox: &Arc<Sandbox>) -> PodSandboxStatus {
+    // A pod that stops has no address any more, whatever is still being taken down.
+    let addresses = match sandbox.state() {
+        SandboxState::Ready(ready) => ready.addresses.clone(),
+        _ => Vec::new(),
+    };
+    let mut addresses = addresses.iter().map(ToString::to_string);
+    PodSandboxStatus {
+        id: sandbox.id.to_string(),
+        metadata: Some(sandbox.config.metadata.clone().unwrap_or_default()),
+        state: list::state(sandbox).into(),
+        created_at: sandbox.created_at,
+        network: Some(PodSandboxNetworkStatus {
+            ip: addresses.next().unwrap_or_default(),
+            additional_ips: addresses.map(|ip| PodIp { ip }).collect(),
+        }),
+        linux: Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options: Some(sandbox.namespaces()) }) }),
+        labels: sandbox.config.labels.clone(),
+        annotations: sandbox.config.annotations.clone(),
+        runtime_handler: sandbox.handler.clone(),
+    }
+}
+
+fn info(sandbox: &Sandbox) -> BTreeMap<String, String> {
+    let state = sandbox.state();
+    let (pid, reason) = match &state {
+        SandboxState::Ready(ready) | SandboxState::Stopping(ready) => (ready.pid, None),
+        SandboxState::Unknown(reason) => (0, Some(reason.to_string())),
+        _ => (0, None),
+    };
+    let netns = sandbox.netns().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let info = serde_json::json!({
+        "pid": pid,
+        "processStatus": state.word(),
+        "netNamespaceClosed": pid == 0,
+        "runtimeHandler": sandbox.handler,
+        "unknownReason": reason,
+        // Where other runtimes keep the path, and tools look for it.
+        "runtimeSpec": {
+            "linux": { "namespaces": [{ "type": "network", "path": netns }] },
+        },
+    });
+    BTreeMap::from([("info".to_owned(), info.to_string())])
+}
