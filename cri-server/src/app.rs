@@ -147,8 +147,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 impl App {
     /// Makes every part and recovers what is recorded. Nothing is served yet.
     async fn build(config: Config) -> Result<Arc<Self>, StartError> {
-        let boot_id =
-            vaina_sys::process::boot_id().map_err(|source| StartError::Host { what: "boot id", source })?;
+        let boot_id = vaina_sys::process::boot_id().map_err(|source| StartError::Host { what: "boot id", source })?;
         let cgroups = blocking(Hierarchies::detect)
             .await
             .map_err(|source| StartError::Host { what: "control groups", source })?;
@@ -267,12 +266,7 @@ fn image_config(config: &Config) -> ImageConfig {
 /// One daemon for each state directory; the kernel lets go of the lock however the holder ends.
 fn lock_state(state: &Path) -> Result<File, StartError> {
     let path = state.join("lock");
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(at("open", &path))?;
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(at("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(StartError::Running(state.to_owned())),
@@ -305,7 +299,9 @@ fn bind(socket: &Path) -> Result<UnixListener, StartError> {
     }
     match fs::remove_file(socket) {
         // The lock says that nobody serves there any more.
-        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(at("remove the old socket", socket)(source)),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(at("remove the old socket", socket)(source));
+        }
         _ => {}
     }
     let listener = UnixListener::bind(socket).map_err(at("listen on", socket))?;

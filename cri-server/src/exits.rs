@@ -126,8 +126,7 @@ pub(crate) async fn ended(app: &App, container: &Container, exit: Exit) {
     }
     let walk = Walk::new(app, container, Some(exit.clone()));
     let mark = lock(&container.kept).mark;
-    let drive =
-        Drive::<ContainerStep>::new(mark, Observed::from_mark::<ContainerStep>(mark), Level::Held, Level::Held);
+    let drive = Drive::<ContainerStep>::new(mark, Observed::from_mark::<ContainerStep>(mark), Level::Held, Level::Held);
     if let Err(failure) = execute(&walk, drive).await {
         // The record says that it is owed; the container's removal, its pod's stop or the next start goes on.
         tracing::warn!(container = %container.id, error = %Chain(&failure.first), "an ended container is not cleared away");
@@ -175,7 +174,13 @@ mod tests {
 
     #[test]
     fn reports_become_reasons() {
-        let report = |exit_code, oom_killed, unknown| ExitReport { exit_code, oom_killed, unknown, exited_at: 9, ..Default::default() };
+        let report = |exit_code, oom_killed, unknown| ExitReport {
+            exit_code,
+            oom_killed,
+            unknown,
+            exited_at: 9,
+            ..Default::default()
+        };
         let reason = |report: ExitReport| {
             let exit = exit(&report, 5);
             (exit.code, exit.reason)

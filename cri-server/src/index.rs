@@ -30,7 +30,7 @@ pub struct Index {
 /// Something that is found by id and by key.
 pub trait Entry {
     /// What makes it one of a kind among those that a client names.
-    type Key: Clone + Eq + Hash;
+    type Key: Clone + Eq + Hash + std::fmt::Debug;
     /// What it is, for messages.
     const WHAT: &'static str;
 

@@ -236,18 +236,26 @@ async fn adopt_container(app: &Arc<App>, container: &Arc<Container>, known: Opti
             exits::watch(app, container);
         }
         (Some(Mark::At(container::Level::Running)), _) => {
-            let exit = Exit::unknown("the shim does not know the container", started_at.max(container.created_at), now());
+            let exit =
+                Exit::unknown("the shim does not know the container", started_at.max(container.created_at), now());
             down(app, container, Some(exit)).await;
         }
         (Some(Mark::Toward(container::Level::Running)), _) => {
             let at = now().max(container.created_at);
-            down(app, container, Some(Exit::start_error("the daemon ended while it was being started".to_owned(), at))).await;
+            down(app, container, Some(Exit::start_error("the daemon ended while it was being started".to_owned(), at)))
+                .await;
         }
-        (Some(Mark::At(container::Level::Held)), Some(exit)) => container.publish(ContainerState::Exited(Arc::new(exit))),
+        (Some(Mark::At(container::Level::Held)), Some(exit)) => {
+            container.publish(ContainerState::Exited(Arc::new(exit)))
+        }
         (Some(Mark::At(container::Level::Held)), None) => container.publish(ContainerState::Created),
         (Some(Mark::Toward(container::Level::Held)), Some(exit)) => down(app, container, Some(exit)).await,
         // It was being made or removed.
-        (Some(Mark::Toward(container::Level::Held | container::Level::Gone) | Mark::At(container::Level::Gone)) | None, _) => {
+        (
+            Some(Mark::Toward(container::Level::Held | container::Level::Gone) | Mark::At(container::Level::Gone))
+            | None,
+            _,
+        ) => {
             gone(app, container).await;
         }
     }

@@ -39,10 +39,7 @@ impl Changes {
     }
 
     /// Starts a change without waiting for it.
-    pub fn spawn<T: Send + 'static>(
-        &self,
-        change: impl Future<Output = T> + Send + 'static,
-    ) -> task::JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(&self, change: impl Future<Output = T> + Send + 'static) -> task::JoinHandle<T> {
         self.running.send_modify(|count| *count += 1);
         let running = Running(Arc::clone(&self.running));
         let span = tracing::Span::current();

@@ -174,7 +174,8 @@ fn stop_signal(config: &ContainerConfig, image: &ImageConfiguration) -> Result<i
     if of_image.is_empty() {
         return Ok(nix::sys::signal::Signal::SIGTERM as i32);
     }
-    let invalid = || CreateError::Invalid { field: "image", reason: format!("has stop signal {of_image:?}, which is none") };
+    let invalid =
+        || CreateError::Invalid { field: "image", reason: format!("has stop signal {of_image:?}, which is none") };
     signal::parse(&of_image).ok_or_else(|| Arc::new(invalid()))
 }
 
@@ -272,7 +273,9 @@ mod tests {
 
     #[test]
     fn a_log_stays_in_its_directory() {
-        for (path, good) in [("", true), ("web/0.log", true), ("/web/0.log", false), ("../0.log", false), ("a/../../b", false)] {
+        for (path, good) in
+            [("", true), ("web/0.log", true), ("/web/0.log", false), ("../0.log", false), ("a/../../b", false)]
+        {
             assert_eq!(check_log_path(path).is_ok(), good, "{path}");
         }
     }

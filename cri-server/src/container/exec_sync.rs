@@ -233,9 +233,11 @@ impl Fifos {
         .await?;
         // Opened before anybody writes; a FIFO that has had no writer yet is not at its end.
         let open = |path: &PathBuf| {
-            pipe::OpenOptions::new()
-                .open_receiver(path)
-                .map_err(|source| ExecSyncError::Fifo { step: "open", path: path.clone(), source })
+            pipe::OpenOptions::new().open_receiver(path).map_err(|source| ExecSyncError::Fifo {
+                step: "open",
+                path: path.clone(),
+                source,
+            })
         };
         let receivers = [open(&paths[0])?, open(&paths[1])?];
         Ok(Self { paths, receivers, _names: names })

@@ -346,6 +346,7 @@ impl Container {
             .then(|| Path::new(directory).join(&self.config.log_path))
     }
 
+    #[cfg(test)]
     pub(crate) fn record(&self) -> ContainerRecord {
         ContainerRecord::new(self, &lock(&self.kept))
     }

@@ -207,7 +207,13 @@ mod tests {
         let kept = Kept {
             mark: Some(Mark::At(Level::Held)),
             started_at: 6,
-            exit: Some(Exit { code: 137, reason: "OOMKilled".into(), message: "m".into(), started_at: 6, finished_at: 9 }),
+            exit: Some(Exit {
+                code: 137,
+                reason: "OOMKilled".into(),
+                message: "m".into(),
+                started_at: 6,
+                finished_at: 9,
+            }),
             boot_id: "b".into(),
             user: Some(User { uid: 1, gid: 2, groups: vec![2, 3] }),
         };

@@ -71,8 +71,7 @@ pub(crate) async fn remove_known(app: &Arc<App>, container: &Arc<Container>) -> 
     }
     let mark = lock(&container.kept).mark;
     let walk = Walk::new(app, container, None);
-    let drive =
-        Drive::<ContainerStep>::new(mark, Observed::from_mark::<ContainerStep>(mark), Level::Gone, Level::Gone);
+    let drive = Drive::<ContainerStep>::new(mark, Observed::from_mark::<ContainerStep>(mark), Level::Gone, Level::Gone);
     execute(&walk, drive)
         .await
         .map_err(|failure| RemoveError::Step { source: failure.first, further: failure.further })?;

@@ -47,7 +47,9 @@ pub(super) fn number(signal: i32) -> Option<i32> {
 pub(super) fn name(number: i32) -> Signal {
     (0..=i32::from(Signal::Sigrtmax))
         // The names that other names stand for come later in the alphabet but for these.
-        .filter(|value| ![i32::from(Signal::Sigcld), i32::from(Signal::Sigiot), i32::from(Signal::Sigpoll)].contains(value))
+        .filter(|value| {
+            ![i32::from(Signal::Sigcld), i32::from(Signal::Sigiot), i32::from(Signal::Sigpoll)].contains(value)
+        })
         .find(|value| self::number(*value) == Some(number))
         .and_then(|value| Signal::try_from(value).ok())
         .unwrap_or(Signal::RuntimeDefault)

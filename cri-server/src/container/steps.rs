@@ -30,7 +30,7 @@ use crate::{
 
 /// One part of what a container consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ContainerStep {
+pub(crate) enum ContainerStep {
     /// The record.
     Record,
     /// The hold on its image.
@@ -58,8 +58,7 @@ pub enum Level {
 
 impl Step for ContainerStep {
     type Level = Level;
-    const LIST: &'static [Self] =
-        &[Self::Record, Self::Image, Self::Rootfs, Self::Bundle, Self::Task, Self::Process];
+    const LIST: &'static [Self] = &[Self::Record, Self::Image, Self::Rootfs, Self::Bundle, Self::Task, Self::Process];
     const GONE: Level = Level::Gone;
 
     fn level(self) -> Level {
@@ -192,11 +191,8 @@ impl<'a> Walk<'a> {
 
     /// The mount of the root file system; makes what it stands on if it is not there.
     async fn rootfs(&self) -> Result<snapshot::Mount, StepError> {
-        let image = self
-            .app
-            .images
-            .hold(&self.container.image.id, self.container.id.as_str())
-            .map_err(StepError::Hold)?;
+        let image =
+            self.app.images.hold(&self.container.image.id, self.container.id.as_str()).map_err(StepError::Hold)?;
         let root = self.app.config.root.clone();
         let id = self.container.id.clone();
         blocking(move || snapshot::prepare(&root, &id, &image))
@@ -214,8 +210,11 @@ impl<'a> Walk<'a> {
     async fn remove_bundle(&self) -> Result<(), StepError> {
         let bundle = self.container.bundle(&self.app.config.state);
         blocking(move || {
-            vaina_sys::fs::remove_tree(&bundle)
-                .map_err(|source| StepError::Path { step: "remove", path: bundle, source })
+            vaina_sys::fs::remove_tree(&bundle).map_err(|source| StepError::Path {
+                step: "remove",
+                path: bundle,
+                source,
+            })
         })
         .await
     }

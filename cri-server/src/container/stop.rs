@@ -64,7 +64,11 @@ pub async fn stop(app: &Arc<App>, id: &str, grace_seconds: i64) -> Result<(), St
 }
 
 /// Stops a container that is there.
-pub(crate) async fn stop_known(app: &Arc<App>, container: &Arc<Container>, grace_seconds: u64) -> Result<(), StopError> {
+pub(crate) async fn stop_known(
+    app: &Arc<App>,
+    container: &Arc<Container>,
+    grace_seconds: u64,
+) -> Result<(), StopError> {
     if matches!(container.state(), ContainerState::Creating | ContainerState::Starting) {
         // Both are short; what they end in is what is stopped.
         drop(container.gate.lock().await);

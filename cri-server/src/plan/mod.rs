@@ -248,7 +248,9 @@ impl<S: Step> Drive<S> {
         for (index, &step) in S::LIST.iter().enumerate().rev() {
             if matches!(self.todo[index], Todo::Remove | Todo::Remake) && !self.is_set(self.busy | self.stuck, index) {
                 let in_the_way = S::LIST.iter().enumerate().any(|(other, &user)| {
-                    other != index && self.observed.0[other] != Seen::Absent && (index == 0 || user.needs().contains(&step))
+                    other != index
+                        && self.observed.0[other] != Seen::Absent
+                        && (index == 0 || user.needs().contains(&step))
                 });
                 if !in_the_way {
                     self.busy |= 1 << index;
@@ -261,7 +263,8 @@ impl<S: Step> Drive<S> {
         }
         for (index, &step) in S::LIST.iter().enumerate() {
             if self.todo[index] == Todo::Make && !self.is_set(self.busy, index) {
-                let settled = |other: usize| self.observed.0[other] == Seen::Present && self.todo[other] == Todo::Nothing;
+                let settled =
+                    |other: usize| self.observed.0[other] == Seen::Present && self.todo[other] == Todo::Nothing;
                 if (index == 0 || settled(0)) && step.needs().iter().all(|&need| settled(index_of(need))) {
                     self.busy |= 1 << index;
                     // From here on it may be there, whatever the action answers.

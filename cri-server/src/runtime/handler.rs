@@ -27,7 +27,7 @@ pub struct Handlers {
 }
 
 /// The shim that comes with us.
-pub const SHIM: &str = "containerd-shim-vaina-v1";
+const SHIM: &str = "containerd-shim-vaina-v1";
 
 impl Handlers {
     /// The built-in handlers, and those of the configuration, which win.

@@ -113,7 +113,7 @@ impl Shim {
         let pid = hello.pid;
         // It answered a moment ago, so the pid is its own.
         let process = vaina_sys::process::open(pid)
-            .and_then(AsyncFd::new)
+            .and_then(watch_process)
             .map_err(|source| RuntimeError::Process { pid, source })?;
         Ok(Self {
             sandbox_id: sandbox.clone(),
@@ -171,8 +171,7 @@ impl Shim {
 
     /// Stops the sandbox: what the shim itself started in it ends.
     pub async fn stop_sandbox(&self) -> Result<(), RuntimeError> {
-        let request =
-            sandbox_api::StopSandboxRequest { sandbox_id: self.sandbox_id.to_string(), ..Default::default() };
+        let request = sandbox_api::StopSandboxRequest { sandbox_id: self.sandbox_id.to_string(), ..Default::default() };
         let answer = self.sandboxes.stop_sandbox(limit(LONG), &request).await;
         answer.map(drop).map_err(|error| RuntimeError::from_call("StopSandbox", LONG, error))
     }
@@ -355,13 +354,16 @@ async fn run(
         .arg(command)
         .current_dir(bundle)
         .env_clear()
-        .envs(["PATH", "RUST_LOG", "RUST_BACKTRACE"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+        .envs(
+            ["PATH", "RUST_LOG", "RUST_BACKTRACE"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))),
+        )
         .env("MAX_SHIM_VERSION", "3")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
         .kill_on_drop(true);
-    let output = timeout(Duration::from_secs(LONG), process.output())
+    let child = process.spawn().map_err(spawn)?;
+    let output = timeout(Duration::from_secs(LONG), child.wait_with_output())
         .await
         .map_err(|_| RuntimeError::SpawnTimeout { binary: binary.clone(), command, seconds: LONG })?
         .map_err(spawn)?;
@@ -379,6 +381,14 @@ fn tail(said: &[u8]) -> String {
     let start = said.len().saturating_sub(KEPT);
     let text = String::from_utf8_lossy(&said[start..]);
     text.trim().replace('\n', "; ")
+}
+
+#[expect(
+    deprecated,
+    reason = "the safe constructor; an owned descriptor keeps the promise that the unsafe one asks for"
+)]
+fn watch_process(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(pidfd)
 }
 
 /// The address that `start` printed: bare (version 2 of the protocol), or in a JSON object (version 3).

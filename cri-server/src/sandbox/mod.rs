@@ -37,10 +37,10 @@ use vaina_proto::cri::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSand
 
 pub use self::{
     list::list,
+    pod_files::PodFiles,
     record::SandboxRecord,
     remove::{Receipt, RemoveError, remove},
     run::{RunError, run},
-    pod_files::PodFiles,
     status::{StatusError, message, status},
     steps::{Level, StepError},
     stop::{StopError, stop},
@@ -227,10 +227,9 @@ impl Sandbox {
     pub(crate) fn is_listed(&self) -> bool {
         match self.state() {
             SandboxState::Starting | SandboxState::Failed(_) | SandboxState::Removed => false,
-            SandboxState::Ready(_)
-            | SandboxState::Stopping(_)
-            | SandboxState::NotReady
-            | SandboxState::Unknown(_) => true,
+            SandboxState::Ready(_) | SandboxState::Stopping(_) | SandboxState::NotReady | SandboxState::Unknown(_) => {
+                true
+            }
         }
     }
 
@@ -262,6 +261,7 @@ impl Sandbox {
         }
     }
 
+    #[cfg(test)]
     pub(crate) fn record(&self) -> SandboxRecord {
         SandboxRecord::new(self, &lock(&self.kept))
     }

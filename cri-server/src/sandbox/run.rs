@@ -126,10 +126,7 @@ async fn outcome(sandbox: &Arc<Sandbox>) -> Option<Result<SandboxId, Arc<RunErro
         SandboxState::Ready(_) => Some(Ok(sandbox.id.clone())),
         SandboxState::Failed(error) => Some(Err(Arc::clone(error))),
         SandboxState::Removed => None,
-        SandboxState::Starting
-        | SandboxState::Stopping(_)
-        | SandboxState::NotReady
-        | SandboxState::Unknown(_) => {
+        SandboxState::Starting | SandboxState::Stopping(_) | SandboxState::NotReady | SandboxState::Unknown(_) => {
             let failed = lock(&sandbox.failure).clone();
             Some(Err(failed.unwrap_or_else(|| Arc::new(RunError::Stopped(sandbox.id.clone())))))
         }
@@ -170,9 +167,16 @@ fn check(config: &PodSandboxConfig) -> Result<(), Arc<RunError>> {
         return Err(invalid("linux.security_context.namespace_options", "pid must be POD, CONTAINER or NODE"));
     }
     if options.userns_options.as_ref().is_some_and(|userns| userns.mode == pod) {
-        return Err(invalid("linux.security_context.namespace_options", "asks for a user namespace, which is not supported"));
+        return Err(invalid(
+            "linux.security_context.namespace_options",
+            "asks for a user namespace, which is not supported",
+        ));
     }
-    if config.port_mappings.iter().any(|mapping| !mapping.host_ip.is_empty() && mapping.host_ip.parse::<std::net::IpAddr>().is_err()) {
+    if config
+        .port_mappings
+        .iter()
+        .any(|mapping| !mapping.host_ip.is_empty() && mapping.host_ip.parse::<std::net::IpAddr>().is_err())
+    {
         return Err(invalid("port_mappings", "has a host_ip that is not an address"));
     }
     Ok(())

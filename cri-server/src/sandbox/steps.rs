@@ -33,7 +33,7 @@ use crate::{
 
 /// One part of what a sandbox consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SandboxStep {
+pub(crate) enum SandboxStep {
     /// The record.
     Record,
     /// Bundle directory and the pod's files.
@@ -358,6 +358,7 @@ impl<'a> Walk<'a> {
             sysctls: sysctls(self.sandbox),
             ipc_pin: if host_ipc { String::new() } else { text(&files.ipc) },
             uts_pin: if host_network { String::new() } else { text(&files.uts) },
+            ..SandboxOptions::default()
         };
         let failed = |step| move |source| StepError::Shim { step, source };
         shim.create_sandbox(&self.directory(), self.sandbox.netns().as_deref(), &request)
@@ -378,9 +379,9 @@ impl<'a> Walk<'a> {
         }
         let files = self.files();
         blocking(move || {
-            [files.ipc, files.uts].iter().try_for_each(|pin| {
-                vaina_sys::mount::detach(pin).map_err(at("remove namespace pin", pin))
-            })
+            [files.ipc, files.uts]
+                .iter()
+                .try_for_each(|pin| vaina_sys::mount::detach(pin).map_err(at("remove namespace pin", pin)))
         })
         .await
     }

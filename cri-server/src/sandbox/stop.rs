@@ -113,7 +113,5 @@ pub(super) async fn tear_down(app: &App, sandbox: &Sandbox, level: Level) -> Res
     }
     let walk = Walk::new(app, sandbox, sandbox.shim());
     let drive = Drive::<SandboxStep>::new(mark, Observed::from_mark::<SandboxStep>(mark), level, level);
-    execute(&walk, drive)
-        .await
-        .map_err(|failure| StopError::Step { source: failure.first, further: failure.further })
+    execute(&walk, drive).await.map_err(|failure| StopError::Step { source: failure.first, further: failure.further })
 }
