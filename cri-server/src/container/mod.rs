@@ -60,7 +60,6 @@ use crate::{
     index::Entry,
     plan::Mark,
     sandbox::Sandbox,
-    work::lock,
 };
 
 /// What makes a container one of a kind: a retry of the same attempt in the same sandbox means the same container.
@@ -348,7 +347,7 @@ impl Container {
 
     #[cfg(test)]
     pub(crate) fn record(&self) -> ContainerRecord {
-        ContainerRecord::new(self, &lock(&self.kept))
+        ContainerRecord::new(self, &crate::work::lock(&self.kept))
     }
 }
 

@@ -52,7 +52,6 @@ use crate::{
     index::Entry,
     plan::Mark,
     runtime::Shim,
-    work::lock,
 };
 
 /// What makes a sandbox one of a kind: a retry of the same pod and attempt means the same sandbox.
@@ -263,7 +262,7 @@ impl Sandbox {
 
     #[cfg(test)]
     pub(crate) fn record(&self) -> SandboxRecord {
-        SandboxRecord::new(self, &lock(&self.kept))
+        SandboxRecord::new(self, &crate::work::lock(&self.kept))
     }
 }
 

@@ -1,0 +1,154 @@
+//! The CRI's image service.
+
+use std::{convert::Infallible, sync::Arc};
+
+use futures::stream::{self, BoxStream};
+use tonic::{Request, Response, Status, async_trait};
+use vaina_proto::cri::{
+    FilesystemIdentifier, FilesystemUsage, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
+    ImageStatusRequest, ImageStatusResponse, Int64Value, ListImagesRequest, ListImagesResponse, PullImageRequest,
+    PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest, StreamImagesResponse, UInt64Value,
+    image_service_server::ImageService,
+};
+
+use super::{
+    status::status,
+    trace::{About, change, read},
+};
+use crate::{
+    app::App,
+    error::{Classify, Kind},
+    image::{self, Credentials, ImageUser, PullRequest},
+};
+
+pub(super) struct Images {
+    pub(super) app: Arc<App>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("look at the image file system")]
+    FileSystem(#[source] std::io::Error),
+}
+
+impl Classify for ReadError {
+    fn kind(&self) -> Kind {
+        Kind::Internal
+    }
+}
+
+impl Classify for Infallible {
+    fn kind(&self) -> Kind {
+        match *self {}
+    }
+}
+
+fn name(spec: Option<&ImageSpec>) -> Result<String, Status> {
+    match spec {
+        Some(spec) if !spec.image.is_empty() => Ok(spec.image.clone()),
+        _ => Err(Status::invalid_argument("the request names no image")),
+    }
+}
+
+fn message(image: &image::Image) -> Image {
+    let (uid, username) = match image.user() {
+        ImageUser::Unset => (Some(Int64Value { value: 0 }), String::new()),
+        ImageUser::Uid(uid) => (Some(Int64Value { value: uid.into() }), String::new()),
+        ImageUser::Name(name) => (None, name),
+    };
+    Image {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        // The kubelet takes 0 for a broken answer; an image without files has at least its config.
+        size: image.size.max(1),
+        uid,
+        username,
+        spec: Some(ImageSpec { image: image.id.to_string(), ..ImageSpec::default() }),
+        pinned: image.pinned,
+    }
+}
+
+#[async_trait]
+impl ImageService for Images {
+    async fn list_images(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
+        let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        let images = if filter.is_empty() {
+            self.app.images.list()
+        } else {
+            self.app.images.resolve(&filter).into_iter().collect()
+        };
+        let images = images.iter().map(|image| message(image)).collect();
+        read("ListImages", Ok::<_, Infallible>(ListImagesResponse { images }))
+    }
+
+    type StreamImagesStream = BoxStream<'static, Result<StreamImagesResponse, Status>>;
+
+    async fn stream_images(
+        &self,
+        _: Request<StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        Ok(Response::new(Box::pin(stream::once(async { Err(Status::unimplemented("StreamImages")) }))))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<ImageStatusRequest>,
+    ) -> Result<Response<ImageStatusResponse>, Status> {
+        let request = request.into_inner();
+        let name = name(request.image.as_ref())?;
+        // An image that is not there is an empty answer, not an error.
+        let found = self.app.images.resolve(&name);
+        let mut response = ImageStatusResponse { image: found.as_deref().map(message), ..Default::default() };
+        if let Some(image) = found.filter(|_| request.verbose) {
+            let config: serde_json::Value = serde_json::from_str(image.config_text()).unwrap_or_default();
+            response.info.insert("info".to_owned(), serde_json::json!({ "imageSpec": config }).to_string());
+        }
+        read("ImageStatus", Ok::<_, Infallible>(response))
+    }
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Result<Response<PullImageResponse>, Status> {
+        let request = request.into_inner();
+        let reference = name(request.image.as_ref())?;
+        let auth = match &request.auth {
+            Some(auth) => Credentials::from_cri(auth).map_err(|error| status(&error))?,
+            None => None,
+        };
+        let about = About::image(&reference);
+        change("PullImage", about, async {
+            let image = self.app.images.pull(PullRequest { reference, auth }).await?;
+            Ok::<_, image::PullError>(PullImageResponse { image_ref: image.id.to_string() })
+        })
+        .await
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<RemoveImageRequest>,
+    ) -> Result<Response<RemoveImageResponse>, Status> {
+        let name = name(request.into_inner().image.as_ref())?;
+        change("RemoveImage", About::image(&name), async {
+            self.app.images.remove(&name).await.map(|()| RemoveImageResponse {})
+        })
+        .await
+    }
+
+    async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Result<Response<ImageFsInfoResponse>, Status> {
+        let info = self.app.images.fs_info().map_err(ReadError::FileSystem);
+        let usage = |info: image::FsInfo| {
+            let since = info.at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            FilesystemUsage {
+                timestamp: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+                fs_id: Some(FilesystemIdentifier { mountpoint: info.mountpoint.to_string_lossy().into_owned() }),
+                used_bytes: Some(UInt64Value { value: info.used_bytes }),
+                inodes_used: Some(UInt64Value { value: info.used_inodes }),
+            }
+        };
+        // Writable layers lie on the same file system.
+        let answer = info.map(usage).map(|usage| ImageFsInfoResponse {
+            image_filesystems: vec![usage.clone()],
+            container_filesystems: vec![usage],
+        });
+        read("ImageFsInfo", answer)
+    }
+}

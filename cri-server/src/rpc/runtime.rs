@@ -1,0 +1,369 @@
+//! The CRI's runtime service.
+
+use std::{convert::Infallible, sync::Arc};
+
+use futures::stream::{self, BoxStream};
+use tonic::{Request, Response, Status, async_trait};
+use vaina_proto::cri::{self, runtime_service_server::RuntimeService};
+
+use super::trace::{About, change, read};
+use crate::{app::App, container, error::Chain, sandbox};
+
+pub(super) struct Runtime {
+    pub(super) app: Arc<App>,
+}
+
+/// A stream that a client finds refused at its first item, and then asks with the plain call for ever after.
+type Refused<T> = BoxStream<'static, Result<T, Status>>;
+
+fn refuse<T: Send + 'static>(name: &'static str) -> Result<Response<Refused<T>>, Status> {
+    Ok(Response::new(Box::pin(stream::once(async move { Err(Status::unimplemented(name)) }))))
+}
+
+fn condition(name: &str, problem: Option<(&str, String)>) -> cri::RuntimeCondition {
+    let status = problem.is_none();
+    let (reason, message) = problem.unwrap_or_default();
+    cri::RuntimeCondition { r#type: name.to_owned(), status, reason: reason.to_owned(), message }
+}
+
+#[async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<cri::VersionRequest>) -> Result<Response<cri::VersionResponse>, Status> {
+        read(
+            "Version",
+            Ok::<_, Infallible>(cri::VersionResponse {
+                // Of the kubelet's runtime API; every runtime answers this.
+                version: "0.1.0".to_owned(),
+                runtime_name: "vaina".to_owned(),
+                runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+                runtime_api_version: "v1".to_owned(),
+            }),
+        )
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Result<Response<cri::StatusResponse>, Status> {
+        let network = self.app.network.status().await.err().map(|error| {
+            let message = format!("Network plugin returns error: {}", Chain(&error));
+            ("NetworkPluginNotReady", message)
+        });
+        let features = cri::RuntimeHandlerFeatures::default();
+        let handlers = self
+            .app
+            .handlers
+            .iter()
+            .map(|handler| cri::RuntimeHandler { name: handler.name.clone(), features: Some(features) });
+        let mut response = cri::StatusResponse {
+            status: Some(cri::RuntimeStatus {
+                // Recovery is over before anybody can ask.
+                conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", network)],
+            }),
+            runtime_handlers: handlers.collect(),
+            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            ..Default::default()
+        };
+        if request.into_inner().verbose {
+            let config = format!("{:?}", self.app.config);
+            response.info.insert("config".to_owned(), serde_json::json!({ "config": config }).to_string());
+        }
+        read("Status", Ok::<_, Infallible>(response))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<cri::RuntimeConfigRequest>,
+    ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+        read("RuntimeConfig", Ok::<_, Infallible>(cri::RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    /// The kubelet tells the node's pod CIDR to plugins; the built-in network has its own from the configuration.
+    async fn update_runtime_config(
+        &self,
+        _: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
+        read("UpdateRuntimeConfig", Ok::<_, Infallible>(cri::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Result<Response<cri::RunPodSandboxResponse>, Status> {
+        let request = request.into_inner();
+        let config = request.config.ok_or_else(|| Status::invalid_argument("the request has no config"))?;
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let about = About { pod: metadata.name, namespace: metadata.namespace, ..About::default() };
+        change("RunPodSandbox", about, async {
+            let id = sandbox::run(&self.app, config, &request.runtime_handler).await?;
+            Ok::<_, Arc<sandbox::RunError>>(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+        })
+        .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Result<Response<cri::StopPodSandboxResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        change("StopPodSandbox", About::sandbox(&id), async {
+            sandbox::stop(&self.app, &id).await.map(|()| cri::StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Result<Response<cri::RemovePodSandboxResponse>, Status> {
+        let id = request.into_inner().pod_sandbox_id;
+        change("RemovePodSandbox", About::sandbox(&id), async {
+            sandbox::remove(&self.app, &id).await.map(|()| cri::RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
+        let request = request.into_inner();
+        read("PodSandboxStatus", sandbox::status(&self.app, &request.pod_sandbox_id, request.verbose))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
+        let items = sandbox::list(&self.app, request.into_inner().filter.as_ref());
+        read("ListPodSandbox", Ok::<_, Infallible>(cri::ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Result<Response<cri::CreateContainerResponse>, Status> {
+        // The sandbox's config comes with the request, but what counts is what the sandbox was made with.
+        let request = request.into_inner();
+        let config = request.config.ok_or_else(|| Status::invalid_argument("the request has no config"))?;
+        let sandbox = request.pod_sandbox_id;
+        change("CreateContainer", About::sandbox(&sandbox), async {
+            let id = container::create(&self.app, &sandbox, config).await?;
+            Ok::<_, Arc<container::CreateError>>(cri::CreateContainerResponse { container_id: id.to_string() })
+        })
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Result<Response<cri::StartContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        change("StartContainer", About::container(&id), async {
+            container::start(&self.app, &id).await.map(|()| cri::StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Result<Response<cri::StopContainerResponse>, Status> {
+        let cri::StopContainerRequest { container_id: id, timeout } = request.into_inner();
+        change("StopContainer", About::container(&id), async {
+            container::stop(&self.app, &id, timeout).await.map(|()| cri::StopContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Result<Response<cri::RemoveContainerResponse>, Status> {
+        let id = request.into_inner().container_id;
+        change("RemoveContainer", About::container(&id), async {
+            container::remove(&self.app, &id).await.map(|()| cri::RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Result<Response<cri::ListContainersResponse>, Status> {
+        let containers = container::list(&self.app, request.into_inner().filter.as_ref());
+        read("ListContainers", Ok::<_, Infallible>(cri::ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Result<Response<cri::ContainerStatusResponse>, Status> {
+        let request = request.into_inner();
+        read("ContainerStatus", container::status(&self.app, &request.container_id, request.verbose).await)
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
+        let id = request.into_inner().container_id;
+        change("ReopenContainerLog", About::container(&id), async {
+            container::reopen_log(&self.app, &id).await.map(|()| cri::ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Result<Response<cri::ExecSyncResponse>, Status> {
+        let cri::ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
+        // Probes come every second; their lines would drown all others.
+        read("ExecSync", container::exec_sync(&self.app, &id, cmd, timeout).await)
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
+        Err(Status::unimplemented("UpdateContainerResources"))
+    }
+
+    async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        Err(Status::unimplemented("Exec"))
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
+        Err(Status::unimplemented("Attach"))
+    }
+
+    async fn port_forward(
+        &self,
+        _: Request<cri::PortForwardRequest>,
+    ) -> Result<Response<cri::PortForwardResponse>, Status> {
+        Err(Status::unimplemented("PortForward"))
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<cri::ContainerStatsRequest>,
+    ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
+        Err(Status::unimplemented("ContainerStats"))
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<cri::ListContainerStatsRequest>,
+    ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
+        Err(Status::unimplemented("ListContainerStats"))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<cri::PodSandboxStatsRequest>,
+    ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
+        Err(Status::unimplemented("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
+        Err(Status::unimplemented("ListPodSandboxStats"))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
+        Err(Status::unimplemented("CheckpointContainer"))
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        _: Request<cri::CheckpointPodRequest>,
+    ) -> Result<Response<cri::CheckpointPodResponse>, Status> {
+        Err(Status::unimplemented("CheckpointPod"))
+    }
+
+    async fn restore_pod(
+        &self,
+        _: Request<cri::RestorePodRequest>,
+    ) -> Result<Response<cri::RestorePodResponse>, Status> {
+        Err(Status::unimplemented("RestorePod"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
+        Err(Status::unimplemented("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
+        Err(Status::unimplemented("ListPodSandboxMetrics"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
+        Err(Status::unimplemented("UpdatePodSandboxResources"))
+    }
+
+    type StreamPodSandboxesStream = Refused<cri::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+        refuse("StreamPodSandboxes")
+    }
+
+    type StreamContainersStream = Refused<cri::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        _: Request<cri::StreamContainersRequest>,
+    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+        refuse("StreamContainers")
+    }
+
+    type StreamContainerStatsStream = Refused<cri::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+        refuse("StreamContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = Refused<cri::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+        refuse("StreamPodSandboxStats")
+    }
+
+    type StreamPodSandboxMetricsStream = Refused<cri::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+        refuse("StreamPodSandboxMetrics")
+    }
+
+    type GetContainerEventsStream = Refused<cri::ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+        refuse("GetContainerEvents")
+    }
+}
