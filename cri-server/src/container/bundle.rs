@@ -1,18 +1,355 @@
-//! Interim.
-use super::{Container, User};
+//! The OCI bundle of a container: looks at the host and the image, has the spec built, writes it down.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::OFlags;
+use vaina_proto::cri::{NamespaceMode, security_profile::ProfileType};
+use vaina_sys::cgroup::Hierarchies;
+
+use super::{
+    Container, ContainerState, User,
+    spec::{self, Host, HostDevice, Input, PidNamespace, SpecError},
+};
 use crate::{
     app::App,
     error::{Classify, Kind},
+    image::{HoldError, Image},
+    sandbox::{NotReadyError, PodFiles},
+    work::blocking,
 };
-/// Why.
+
+/// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
-#[error("bundle")]
-pub struct BundleError;
+pub enum BundleError {
+    /// The image went away.
+    #[error("look at the image")]
+    Image(#[source] HoldError),
+    /// The pod is stopped.
+    #[error(transparent)]
+    Sandbox(NotReadyError),
+    /// The container whose PID namespace is to be joined.
+    #[error("join the PID namespace of container {id:?}: {reason}")]
+    Target {
+        /// As given.
+        id: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A file or directory.
+    #[error("{step} {}", .path.display())]
+    Path {
+        /// What was done.
+        step: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The configs.
+    #[error(transparent)]
+    Spec(SpecError),
+    /// A bug of ours.
+    #[error("write the runtime spec")]
+    Encode(#[source] serde_json::Error),
+}
+
 impl Classify for BundleError {
     fn kind(&self) -> Kind {
-        Kind::Internal
+        match self {
+            Self::Image(source) => source.kind(),
+            Self::Sandbox(source) => source.kind(),
+            Self::Target { .. } => Kind::FailedPrecondition,
+            Self::Path { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
+                _ => Kind::Internal,
+            },
+            Self::Spec(source) => source.kind(),
+            Self::Encode(_) => Kind::Internal,
+        }
     }
 }
-pub(super) async fn write(_: &App, _: &Container) -> Result<User, BundleError> {
-    Err(BundleError)
+
+fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BundleError {
+    move |source| BundleError::Path { step, path: path.to_owned(), source }
+}
+
+/// Makes the bundle and the directory of the log; answers who the process will be.
+pub(super) async fn write(app: &App, container: &Container) -> Result<User, BundleError> {
+    let image = app.images.hold(&container.image.id, container.id.as_str()).map_err(BundleError::Image)?;
+    let work = Work {
+        id: container.id.to_string(),
+        sandbox_id: container.sandbox.id.to_string(),
+        pod: container.sandbox.config.clone(),
+        config: container.config.clone(),
+        image,
+        pid: pid_namespace(app, container)?,
+        network: container.sandbox.netns(),
+        host_ipc: container.sandbox.namespaces().ipc == i32::from(NamespaceMode::Node),
+        files: PodFiles::new(&container.sandbox.directory(&app.config.state)),
+        cgroup: container.cgroup(&app.config.cgroup.parent),
+        cgroups: app.cgroups.clone(),
+        bundle: container.bundle(&app.config.state),
+        log: container.log_path(),
+    };
+    blocking(move || work.run()).await
+}
+
+/// The container's own word; the pod's says only whether there is a shared one.
+fn pid_namespace(app: &App, container: &Container) -> Result<PidNamespace, BundleError> {
+    let ready = container.sandbox.ready().map_err(BundleError::Sandbox)?;
+    let options = container
+        .config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|security| security.namespace_options.clone())
+        .unwrap_or_else(|| container.sandbox.namespaces());
+    let of = |pid: u32| PidNamespace::Path(PathBuf::from(format!("/proc/{pid}/ns/pid")));
+    let pod_is_shared = container.sandbox.namespaces().pid == i32::from(NamespaceMode::Pod);
+    match NamespaceMode::try_from(options.pid) {
+        Ok(NamespaceMode::Node) => Ok(PidNamespace::Host),
+        Ok(NamespaceMode::Pod) if pod_is_shared => Ok(of(ready.pid)),
+        Ok(NamespaceMode::Target) => {
+            let refuse = |reason| BundleError::Target { id: options.target_id.clone(), reason };
+            let target = app.index.containers.find(&options.target_id).map_err(|_| refuse("it is not there"))?;
+            if target.sandbox.id != container.sandbox.id {
+                return Err(refuse("it belongs to another pod"));
+            }
+            match target.state() {
+                ContainerState::Running(running) => Ok(of(running.pid)),
+                _ => Err(refuse("it does not run")),
+            }
+        }
+        Ok(NamespaceMode::Pod | NamespaceMode::Container) | Err(_) => Ok(PidNamespace::Own),
+    }
+}
+
+/// All that the blocking part needs.
+struct Work {
+    id: String,
+    sandbox_id: String,
+    pod: vaina_proto::cri::PodSandboxConfig,
+    config: vaina_proto::cri::ContainerConfig,
+    image: Arc<Image>,
+    pid: PidNamespace,
+    network: Option<PathBuf>,
+    host_ipc: bool,
+    files: PodFiles,
+    cgroup: PathBuf,
+    cgroups: Hierarchies,
+    bundle: PathBuf,
+    log: Option<PathBuf>,
+}
+
+impl Work {
+    fn run(self) -> Result<User, BundleError> {
+        let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+        let passwd = read_in_layers(&self.image.layers, "etc/passwd").map_err(at("read", Path::new("/etc/passwd")))?;
+        let group = read_in_layers(&self.image.layers, "etc/group").map_err(at("read", Path::new("/etc/group")))?;
+        let user = spec::user::resolve(&security, &self.image.config, &passwd, &group).map_err(BundleError::Spec)?;
+        let host = self.host(&security)?;
+        let spec = spec::build(&Input {
+            id: &self.id,
+            sandbox_id: &self.sandbox_id,
+            pod: &self.pod,
+            container: &self.config,
+            image: &self.image.config,
+            user: &user,
+            network: self.network.as_deref(),
+            ipc: (!self.host_ipc).then_some(self.files.ipc.as_path()),
+            // The node's network comes with the node's name.
+            uts: self.network.is_some().then_some(self.files.uts.as_path()),
+            pid: self.pid.clone(),
+            files: &self.files,
+            cgroup: &self.cgroup,
+            host: &host,
+        })
+        .map_err(BundleError::Spec)?;
+        self.make_volumes()?;
+        if let Some(directory) = self.log.as_deref().and_then(Path::parent) {
+            fs::create_dir_all(directory).map_err(at("make log directory", directory))?;
+        }
+        let rootfs = self.bundle.join("rootfs");
+        fs::create_dir_all(&rootfs).map_err(at("make", &rootfs))?;
+        let text = serde_json::to_vec(&spec).map_err(BundleError::Encode)?;
+        let path = self.bundle.join("config.json");
+        fs::write(&path, text).map_err(at("write", &path))?;
+        Ok(User { uid: user.uid, gid: user.gid, groups: user.groups })
+    }
+
+    /// A volume without a type that is not there is made as a directory, as users of other runtimes are used to.
+    fn make_volumes(&self) -> Result<(), BundleError> {
+        for mount in &self.config.mounts {
+            let path = Path::new(&mount.host_path);
+            match fs::metadata(path) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(path).map_err(at("make volume", path))?;
+                }
+                Err(source) => return Err(at("look at volume", path)(source)),
+            }
+        }
+        Ok(())
+    }
+
+    fn host(&self, security: &vaina_proto::cri::LinuxContainerSecurityContext) -> Result<Host, BundleError> {
+        let look = |path: &'static str| move |source| at("look at", Path::new(path))(source);
+        let status = fs::read_to_string("/proc/self/status").map_err(look("/proc/self/status"))?;
+        let capabilities = effective_capabilities(&status);
+        let own_score = fs::read_to_string("/proc/self/oom_score_adj").map_err(look("/proc/self/oom_score_adj"))?;
+        let asked = self.config.devices.iter().filter_map(|device| host_device(Path::new(&device.host_path)));
+        let seccomp_profile = security
+            .seccomp
+            .as_ref()
+            .filter(|profile| profile.profile_type() == ProfileType::Localhost)
+            .and_then(|profile| fs::read_to_string(&profile.localhost_ref).ok());
+        let memory = self.cgroups.controller("memory");
+        Ok(Host {
+            cgroup_v2: self.cgroups.is_v2(),
+            lowest_oom_score_adj: if capabilities.contains(&"CAP_SYS_RESOURCE") {
+                None
+            } else {
+                own_score.trim().parse().ok()
+            },
+            capabilities,
+            devices: if security.privileged { all_devices().map_err(look("/dev"))? } else { Vec::new() },
+            asked_devices: asked.collect(),
+            seccomp_profile,
+            has_apparmor: Path::new("/sys/kernel/security/apparmor/profiles").exists(),
+            hostname: nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .map_err(|errno| look("the node's name")(errno.into()))?,
+            has_swap_accounting: self.cgroups.is_v2()
+                || memory.is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
+        })
+    }
+}
+
+/// The effective capabilities by `/proc/<pid>/status`.
+fn effective_capabilities(status: &str) -> Vec<&'static str> {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default();
+    // The list is in the order of the kernel's numbers.
+    spec::ALL_CAPABILITIES.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0).map(|(_, name)| *name).collect()
+}
+
+fn host_device(path: &Path) -> Option<HostDevice> {
+    let found = fs::metadata(path).ok()?;
+    let kind = found.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        return None;
+    }
+    Some(HostDevice {
+        path: path.to_string_lossy().into_owned(),
+        is_block: kind.is_block_device(),
+        major: u32::try_from(rustix::fs::major(found.rdev())).ok()?,
+        minor: u32::try_from(rustix::fs::minor(found.rdev())).ok()?,
+        mode: found.mode() & 0o7777,
+        uid: found.uid(),
+        gid: found.gid(),
+    })
+}
+
+/// All devices of the host but those that a container gets anew (terminals, its console).
+fn all_devices() -> io::Result<Vec<HostDevice>> {
+    fn walk(directory: &Path, devices: &mut Vec<HostDevice>) -> io::Result<()> {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            let path = entry.path();
+            let kind = match entry.file_type() {
+                Ok(kind) => kind,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if kind.is_dir() {
+                let own = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
+                if !own.iter().any(|name| entry.file_name() == *name) {
+                    walk(&path, devices)?;
+                }
+            } else if entry.file_name() != "console" && !kind.is_symlink() {
+                devices.extend(host_device(&path));
+            }
+        }
+        Ok(())
+    }
+    let mut devices = Vec::new();
+    walk(Path::new("/dev"), &mut devices)?;
+    devices.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(devices)
+}
+
+/// The largest `passwd` or `group` that is read.
+const FILE_LIMIT: u64 = 1 << 20;
+
+/// A file as the layers together show it, the topmost first; empty if there is none. Never leaves a layer, and reads
+/// nothing but plain files: the image says what lies there.
+fn read_in_layers(layers: &[PathBuf], path: &str) -> io::Result<String> {
+    use std::io::Read as _;
+    for layer in layers.iter().rev() {
+        let root =
+            rustix::fs::open(layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+        // Not a FIFO that blocks, not a device that acts.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = match vaina_sys::fs::open_in_root(&root, Path::new(path), OFlags::PATH, 0) {
+            Ok(found) => found,
+            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENOTDIR)) => continue,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(String::new()),
+            Err(error) => return Err(error),
+        };
+        let stat = rustix::fs::fstat(&file)?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
+            // A whiteout hides what is below; anything else is no list of users.
+            return Ok(String::new());
+        }
+        let file = fs::File::from(vaina_sys::fs::open_in_root(&root, Path::new(path), flags, 0)?);
+        let mut bytes = Vec::new();
+        file.take(FILE_LIMIT).read_to_end(&mut bytes)?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    Ok(String::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_by_their_numbers() {
+        assert_eq!(
+            effective_capabilities("Name:\tx\nCapEff:\t0000000001000021\n"),
+            ["CAP_CHOWN", "CAP_KILL", "CAP_SYS_RESOURCE"]
+        );
+        assert!(effective_capabilities("").is_empty());
+    }
+
+    #[test]
+    fn the_topmost_layer_counts_and_nothing_leads_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.join("etc")).unwrap();
+            path
+        };
+        let layers = [layer("low"), layer("high")];
+        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "");
+        fs::write(layers[0].join("etc/passwd"), "low").unwrap();
+        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "low");
+        fs::write(layers[1].join("etc/passwd"), "high").unwrap();
+        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "high");
+        fs::remove_file(layers[1].join("etc/passwd")).unwrap();
+        fs::write(dir.path().join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink("../../secret", layers[1].join("etc/passwd")).unwrap();
+        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "low", "the link leads to nothing in its layer");
+        fs::remove_file(layers[1].join("etc/passwd")).unwrap();
+        nix::unistd::mkfifo(&layers[1].join("etc/passwd"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "");
+    }
 }

@@ -1,0 +1,124 @@
+//! Mounts: the kernel's file systems, the pod's files, then the client's, outer ones first.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Value, json};
+use vaina_proto::cri::{Mount, MountPropagation};
+
+use super::{Input, SpecError, invalid};
+
+pub(super) struct Mounts {
+    pub(super) list: Vec<Value>,
+    /// Of the root file system, as the client's mounts need it.
+    pub(super) propagation: &'static str,
+}
+
+fn mount(target: &str, fs_type: &str, source: &str, options: &[&str]) -> Value {
+    json!({ "destination": target, "type": fs_type, "source": source, "options": options })
+}
+
+pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
+    let privileged = input.is_privileged();
+    let sys = if privileged { "rw" } else { "ro" };
+    let mut list = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]),
+    ];
+    let taken: Vec<PathBuf> = input.container.mounts.iter().map(|mount| clean(&mount.container_path)).collect();
+    let free = |path: &str| !taken.iter().any(|other| other == Path::new(path));
+    let writable = if input.security().readonly_rootfs { "ro" } else { "rw" };
+    let mut bind = |target: &str, source: &Path, options: &[&str]| {
+        if free(target) {
+            let mut all = vec!["rbind", "rprivate"];
+            all.extend(options);
+            list.push(json!({ "destination": target, "type": "bind", "source": source, "options": all }));
+        }
+    };
+    bind("/etc/hostname", &input.files.hostname, &[writable]);
+    bind("/etc/hosts", &input.files.hosts, &[writable]);
+    bind("/etc/resolv.conf", &input.files.resolv_conf, &[writable]);
+    let shm = if input.ipc.is_some() { input.files.shm.as_path() } else { Path::new("/dev/shm") };
+    bind("/dev/shm", shm, &["rw", "nosuid", "nodev", "noexec"]);
+
+    let mut volumes = Vec::new();
+    let mut propagation = "private";
+    for volume in &input.container.mounts {
+        volumes.push((clean(&volume.container_path), self::volume(volume)?));
+        propagation = match (volume.propagation(), propagation) {
+            (MountPropagation::PropagationBidirectional, _) | (_, "rshared") => "rshared",
+            (MountPropagation::PropagationHostToContainer, _) | (_, "rslave") => "rslave",
+            (MountPropagation::PropagationPrivate, other) => other,
+        };
+    }
+    // A mount below another must come after it; the client's order is kept among equals.
+    volumes.sort_by_key(|(path, _)| path.components().count());
+    list.extend(volumes.into_iter().map(|(_, volume)| volume));
+    Ok(Mounts { list, propagation: if propagation == "private" { "rprivate" } else { propagation } })
+}
+
+fn volume(mount: &Mount) -> Result<Value, SpecError> {
+    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
+        return Err(unsupported("an image as a volume"));
+    }
+    if mount.recursive_read_only {
+        if !mount.readonly || mount.propagation() != MountPropagation::PropagationPrivate {
+            return Err(invalid("mounts", "recursive_read_only needs readonly and private propagation"));
+        }
+        // The kubelet knows this word.
+        return Err(unsupported("RROUnsupported: a recursively read-only mount"));
+    }
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return Err(unsupported("an id-mapped mount"));
+    }
+    if !mount.container_path.starts_with('/') {
+        return Err(invalid("mounts", format!("container_path {:?} is not absolute", mount.container_path)));
+    }
+    if !mount.host_path.starts_with('/') {
+        return Err(invalid("mounts", format!("host_path {:?} is not absolute", mount.host_path)));
+    }
+    let mut options = vec!["rbind".to_owned()];
+    options.push(
+        match mount.propagation() {
+            MountPropagation::PropagationPrivate => "rprivate",
+            MountPropagation::PropagationHostToContainer => "rslave",
+            MountPropagation::PropagationBidirectional => "rshared",
+        }
+        .to_owned(),
+    );
+    options.push(if mount.readonly { "ro" } else { "rw" }.to_owned());
+    for option in &mount.mount_options {
+        if !["noexec", "exec", "nosuid", "suid", "nodev", "dev", "noatime", "relatime"].contains(&option.as_str()) {
+            return Err(invalid("mounts", format!("mount option {option:?} is not one of a bind mount")));
+        }
+        options.push(option.clone());
+    }
+    Ok(
+        json!({ "destination": clean(&mount.container_path), "type": "bind", "source": mount.host_path, "options": options }),
+    )
+}
+
+fn unsupported(what: &str) -> SpecError {
+    SpecError::Unsupported { field: "mounts", reason: what.to_owned() }
+}
+
+/// The path without `.`, `..` and double slashes, as seen from the container's root.
+fn clean(path: &str) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => drop(clean.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}

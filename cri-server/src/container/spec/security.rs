@@ -1,0 +1,280 @@
+//! Capabilities, seccomp, AppArmor, hidden paths.
+
+use serde_json::{Value, json};
+use vaina_proto::cri::{
+    ContainerConfig, LinuxContainerSecurityContext, SecurityProfile, security_profile::ProfileType,
+};
+
+use super::{Host, SpecError, invalid};
+
+/// What a container has that says nothing: enough for software that drops its own rights.
+const DEFAULT: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+/// All capabilities of the kernels that we support.
+pub const ALL: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// The sets of a process, sorted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Capabilities {
+    pub(super) all: Vec<&'static str>,
+    pub(super) effective: Vec<&'static str>,
+    pub(super) ambient: Vec<&'static str>,
+}
+
+fn named(name: &str) -> Option<&'static str> {
+    let name = name.to_ascii_uppercase();
+    ALL.into_iter().find(|known| *known == name || known.strip_prefix("CAP_") == Some(&name))
+}
+
+/// `available` is what this host can give: it has no more than we have ourselves.
+pub(super) fn capabilities(
+    security: &LinuxContainerSecurityContext,
+    available: &[&'static str],
+) -> Result<Capabilities, SpecError> {
+    let asked = security.capabilities.clone().unwrap_or_default();
+    let is_all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
+    let mut set: Vec<&'static str> = if security.privileged || is_all(&asked.add_capabilities) {
+        ALL.to_vec()
+    } else if is_all(&asked.drop_capabilities) {
+        Vec::new()
+    } else {
+        DEFAULT.to_vec()
+    };
+    let parse = |name: &String| {
+        named(name).ok_or_else(|| invalid("linux.security_context.capabilities", format!("{name:?} is none")))
+    };
+    let listed = |names: &[String]| {
+        names.iter().filter(|name| !name.eq_ignore_ascii_case("ALL")).map(parse).collect::<Result<Vec<_>, _>>()
+    };
+    let added = listed(&asked.add_capabilities)?;
+    let dropped = listed(&asked.drop_capabilities)?;
+    let ambient = listed(&asked.add_ambient_capabilities)?;
+    // "Drop ALL" together with "add ALL" gives all but what is dropped by name.
+    set.retain(|capability| !dropped.contains(capability));
+    set.extend(added.into_iter().chain(ambient.iter().copied()));
+    set.retain(|capability| available.contains(capability));
+    set.sort_unstable();
+    set.dedup();
+    let mut ambient: Vec<_> = ambient.into_iter().filter(|capability| set.contains(capability)).collect();
+    ambient.sort_unstable();
+    ambient.dedup();
+    Ok(Capabilities { effective: set.clone(), all: set, ambient })
+}
+
+/// Hidden and read-only paths, as the client says; who says nothing at all gets what is good for everybody.
+pub(super) fn paths(container: &ContainerConfig) -> (Vec<String>, Vec<String>) {
+    match container.linux.as_ref().and_then(|linux| linux.security_context.as_ref()) {
+        Some(security) if security.privileged => (Vec::new(), Vec::new()),
+        // Empty lists are what the kubelet sends for an unmasked /proc.
+        Some(security) => (security.masked_paths.clone(), security.readonly_paths.clone()),
+        None => (MASKED.map(str::to_owned).to_vec(), READ_ONLY.map(str::to_owned).to_vec()),
+    }
+}
+
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+pub(super) fn apparmor(security: &LinuxContainerSecurityContext, host: &Host) -> Result<Option<String>, SpecError> {
+    let Some(profile) = &security.apparmor else { return Ok(None) };
+    match profile.profile_type() {
+        // We load no profile of our own.
+        ProfileType::Unconfined | ProfileType::RuntimeDefault => Ok(None),
+        ProfileType::Localhost if host.has_apparmor => Ok(Some(profile.localhost_ref.clone())),
+        ProfileType::Localhost => Err(invalid(
+            "linux.security_context.apparmor",
+            format!("names profile {:?}, but this host has no AppArmor", profile.localhost_ref),
+        )),
+    }
+}
+
+/// The seccomp profile that the config names; the text of one on the host is in `host`.
+pub(super) fn seccomp(
+    security: &LinuxContainerSecurityContext,
+    capabilities: &Capabilities,
+    host: &Host,
+) -> Result<Option<Value>, SpecError> {
+    let Some(profile) = security.seccomp.as_ref().filter(|_| !security.privileged) else { return Ok(None) };
+    match profile.profile_type() {
+        ProfileType::Unconfined => Ok(None),
+        ProfileType::RuntimeDefault => Ok(Some(default_seccomp(capabilities))),
+        ProfileType::Localhost => localhost_seccomp(profile, host).map(Some),
+    }
+}
+
+fn localhost_seccomp(profile: &SecurityProfile, host: &Host) -> Result<Value, SpecError> {
+    let refuse = |reason: &str| {
+        invalid("linux.security_context.seccomp", format!("profile {:?} {reason}", profile.localhost_ref))
+    };
+    let text = host.seccomp_profile.as_ref().ok_or_else(|| refuse("can't be read"))?;
+    let value: Value = serde_json::from_str(text).map_err(|error| refuse(&format!("is not JSON: {error}")))?;
+    if value.get("defaultAction").is_none() {
+        return Err(refuse("has no defaultAction"));
+    }
+    Ok(value)
+}
+
+/// System calls that reach out of a container or into the kernel's seldom walked parts, each with the capability that
+/// whoever was given it needs them for.
+const REFUSED: [(&str, &[&str]); 11] = [
+    (
+        "CAP_SYS_ADMIN",
+        &[
+            "bpf",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "pivot_root",
+            "quotactl",
+            "quotactl_fd",
+            "setdomainname",
+            "sethostname",
+            "setns",
+            "swapoff",
+            "swapon",
+            "umount",
+            "umount2",
+            "unshare",
+        ],
+    ),
+    ("CAP_SYS_BOOT", &["reboot", "kexec_load", "kexec_file_load"]),
+    ("CAP_SYS_MODULE", &["create_module", "delete_module", "finit_module", "init_module", "query_module"]),
+    ("CAP_SYS_PACCT", &["acct"]),
+    ("CAP_SYS_PTRACE", &["kcmp", "pidfd_getfd", "process_madvise", "process_vm_readv", "process_vm_writev"]),
+    ("CAP_SYS_RAWIO", &["ioperm", "iopl"]),
+    ("CAP_SYS_TIME", &["clock_adjtime", "clock_settime", "settimeofday", "stime"]),
+    ("CAP_SYS_NICE", &["get_mempolicy", "mbind", "migrate_pages", "move_pages", "set_mempolicy"]),
+    ("CAP_DAC_READ_SEARCH", &["open_by_handle_at"]),
+    ("CAP_PERFMON", &["perf_event_open"]),
+    // For nobody: not separated by namespaces, or long without a use.
+    (
+        "",
+        &[
+            "_sysctl",
+            "add_key",
+            "get_kernel_syms",
+            "io_uring_enter",
+            "io_uring_register",
+            "io_uring_setup",
+            "keyctl",
+            "nfsservctl",
+            "request_key",
+            "sysfs",
+            "uselib",
+            "userfaultfd",
+            "ustat",
+            "vm86",
+            "vm86old",
+        ],
+    ),
+];
+
+/// `clone` with any of these makes a namespace.
+const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+
+/// What `RuntimeDefault` means here: all but [`REFUSED`], which keeps software working that a list of allowed calls would
+/// break with every new kernel.
+fn default_seccomp(capabilities: &Capabilities) -> Value {
+    let has = |capability: &str| capabilities.all.contains(&capability);
+    let mut refused: Vec<&str> = REFUSED
+        .iter()
+        .filter(|(capability, _)| !has(capability))
+        .flat_map(|(_, names)| names.iter().copied())
+        .collect();
+    refused.sort_unstable();
+    let mut syscalls = vec![json!({ "names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM })];
+    if !has("CAP_SYS_ADMIN") {
+        for flag in (0..64).map(|bit| 1_u64 << bit).filter(|flag| NAMESPACE_FLAGS & flag != 0) {
+            syscalls.push(json!({
+                "names": ["clone"],
+                "action": "SCMP_ACT_ERRNO",
+                "errnoRet": EPERM,
+                "args": [{ "index": 0, "value": flag, "valueTwo": flag, "op": "SCMP_CMP_MASKED_EQ" }],
+            }));
+        }
+        // Its flags are in memory, where a filter can't look; libraries fall back to `clone` on this answer.
+        syscalls.push(json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }));
+    }
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": syscalls,
+    })
+}

@@ -1,0 +1,298 @@
+//! The spec as a whole, and the rules of each part.
+
+use std::path::Path;
+
+use oci_spec::image::{ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder};
+use serde_json::Value;
+use vaina_proto::cri::{
+    Capability, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, SecurityProfile,
+    SupplementalGroupsPolicy, security_profile::ProfileType,
+};
+
+use super::{user::resolve, *};
+
+fn image(user: &str) -> ImageConfiguration {
+    let config = ConfigBuilder::default()
+        .entrypoint(vec!["/entry".to_owned()])
+        .cmd(vec!["arg".to_owned()])
+        .env(vec!["A=image".to_owned(), "B=image".to_owned()])
+        .working_dir("/work")
+        .user(user)
+        .build()
+        .unwrap();
+    let rootfs = RootFsBuilder::default().typ("layers").diff_ids(Vec::new()).build().unwrap();
+    ImageConfigurationBuilder::default()
+        .os("linux")
+        .architecture("amd64")
+        .config(config)
+        .rootfs(rootfs)
+        .build()
+        .unwrap()
+}
+
+struct Case {
+    pod: PodSandboxConfig,
+    container: ContainerConfig,
+    host: Host,
+    pid: PidNamespace,
+    host_network: bool,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        let host = Host { capabilities: ALL_CAPABILITIES.to_vec(), hostname: "node".into(), ..Host::default() };
+        let pod = PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
+        Self { pod, container: ContainerConfig::default(), host, pid: PidNamespace::Own, host_network: false }
+    }
+}
+
+impl Case {
+    fn security(&mut self) -> &mut LinuxContainerSecurityContext {
+        let linux = self.container.linux.get_or_insert_with(LinuxContainerConfig::default);
+        linux.security_context.get_or_insert_with(LinuxContainerSecurityContext::default)
+    }
+
+    fn resources(&mut self) -> &mut LinuxContainerResources {
+        let linux = self.container.linux.get_or_insert_with(LinuxContainerConfig::default);
+        linux.resources.get_or_insert_with(LinuxContainerResources::default)
+    }
+
+    fn build(&self) -> Result<Value, String> {
+        let user = ResolvedUser { uid: 7, gid: 8, groups: vec![8] };
+        let files = PodFiles::new(Path::new("/run/vaina/pods/p"));
+        let input = Input {
+            id: "c",
+            sandbox_id: "p",
+            pod: &self.pod,
+            container: &self.container,
+            image: &image(""),
+            user: &user,
+            network: (!self.host_network).then_some(Path::new("/run/netns/vaina-p")),
+            ipc: Some(&files.ipc),
+            uts: (!self.host_network).then_some(files.uts.as_path()),
+            pid: self.pid.clone(),
+            files: &files,
+            cgroup: Path::new("/vaina/p/c"),
+            host: &self.host,
+        };
+        build(&input).map(|spec| serde_json::to_value(spec).unwrap()).map_err(|error| error.to_string())
+    }
+}
+
+fn mount<'a>(spec: &'a Value, target: &str) -> Vec<&'a Value> {
+    spec["mounts"].as_array().unwrap().iter().filter(|mount| mount["destination"] == target).collect()
+}
+
+#[test]
+fn a_plain_container_shares_what_the_pod_shares() {
+    let spec = Case::default().build().unwrap();
+    assert_eq!(spec["process"]["args"], json!(["/entry", "arg"]));
+    assert_eq!(spec["process"]["cwd"], "/work");
+    assert_eq!(spec["process"]["user"], json!({ "uid": 7, "gid": 8, "additionalGids": [8] }));
+    assert_eq!(
+        spec["process"]["env"],
+        json!([
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOSTNAME=pod",
+            "A=image",
+            "B=image"
+        ])
+    );
+    assert_eq!(
+        spec["linux"]["namespaces"],
+        json!([
+            { "type": "mount" },
+            { "type": "pid" },
+            { "type": "network", "path": "/run/netns/vaina-p" },
+            { "type": "ipc", "path": "/run/vaina/pods/p/ns/ipc" },
+            { "type": "uts", "path": "/run/vaina/pods/p/ns/uts" },
+        ])
+    );
+    assert_eq!(spec["linux"]["cgroupsPath"], "/vaina/p/c");
+    assert_eq!(mount(&spec, "/dev/shm")[0]["source"], "/run/vaina/pods/p/shm");
+    assert_eq!(mount(&spec, "/etc/hosts")[0]["source"], "/run/vaina/pods/p/hosts");
+    assert_eq!(spec["linux"]["resources"]["devices"], json!([{ "allow": false, "access": "rwm" }]));
+    assert!(spec["linux"]["maskedPaths"].as_array().unwrap().contains(&json!("/proc/kcore")));
+    assert_eq!(spec["process"]["capabilities"]["effective"].as_array().unwrap().len(), 14);
+}
+
+#[test]
+fn commands_and_environment_override_those_of_the_image() {
+    let mut case = Case::default();
+    case.container.args = vec!["x".into()];
+    assert_eq!(case.build().unwrap()["process"]["args"], json!(["/entry", "x"]));
+    case.container.command = vec!["/own".into()];
+    assert_eq!(case.build().unwrap()["process"]["args"], json!(["/own", "x"]));
+    case.container.args.clear();
+    assert_eq!(case.build().unwrap()["process"]["args"], json!(["/own"]));
+    case.container.command = vec![String::new()];
+    assert!(case.build().unwrap_err().contains("command"));
+    case.container.command = vec!["/own".into()];
+    case.container.envs = [("B", "own=1"), ("C", ""), ("PATH", "/x")]
+        .map(|(key, value)| KeyValue { key: key.into(), value: value.into(), ..Default::default() })
+        .into();
+    case.container.tty = true;
+    let spec = case.build().unwrap();
+    assert_eq!(spec["process"]["env"], json!(["PATH=/x", "HOSTNAME=pod", "TERM=xterm", "A=image", "B=own=1", "C="]));
+}
+
+#[test]
+fn the_nodes_network_comes_with_its_name() {
+    let case = Case { host_network: true, pid: PidNamespace::Host, ..Case::default() };
+    let spec = case.build().unwrap();
+    let kinds: Vec<_> = spec["linux"]["namespaces"].as_array().unwrap().iter().map(|one| one["type"].clone()).collect();
+    assert_eq!(kinds, ["mount", "ipc"]);
+    assert!(spec["process"]["env"].as_array().unwrap().contains(&json!("HOSTNAME=node")));
+}
+
+#[test]
+fn capabilities_are_added_and_dropped_within_what_the_host_can_give() {
+    let effective = |add: &[&str], drop: &[&str], host: &[&'static str]| {
+        let mut case = Case::default();
+        case.host.capabilities = host.to_vec();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        case.security().capabilities =
+            Some(Capability { add_capabilities: names(add), drop_capabilities: names(drop), ..Default::default() });
+        case.build().map(|spec| {
+            serde_json::from_value::<Vec<String>>(spec["process"]["capabilities"]["effective"].clone()).unwrap()
+        })
+    };
+    let all = &ALL_CAPABILITIES[..];
+    assert_eq!(effective(&["NET_ADMIN"], &["ALL"], all).unwrap(), ["CAP_NET_ADMIN"]);
+    assert_eq!(effective(&["cap_sys_time"], &["all"], all).unwrap(), ["CAP_SYS_TIME"]);
+    assert_eq!(effective(&["ALL"], &["KILL"], all).unwrap().len(), 40);
+    assert_eq!(effective(&["SYS_RESOURCE"], &["ALL"], &["CAP_KILL"]).unwrap(), Vec::<String>::new());
+    assert!(effective(&["NONSENSE"], &[], all).unwrap_err().contains("NONSENSE"));
+}
+
+#[test]
+fn privileged_needs_a_privileged_pod_and_gets_all() {
+    let mut case = Case::default();
+    case.security().privileged = true;
+    assert!(case.build().unwrap_err().contains("privileged pod"));
+    let security = LinuxSandboxSecurityContext { privileged: true, ..Default::default() };
+    case.pod.linux = Some(LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() });
+    case.host.devices = vec![HostDevice {
+        path: "/dev/kvm".into(),
+        is_block: false,
+        major: 10,
+        minor: 232,
+        mode: 0o660,
+        uid: 0,
+        gid: 104,
+    }];
+    let spec = case.build().unwrap();
+    assert_eq!(spec["process"]["capabilities"]["effective"].as_array().unwrap().len(), ALL_CAPABILITIES.len());
+    assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/kvm");
+    assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], true);
+    assert!(mount(&spec, "/sys")[0]["options"].as_array().unwrap().contains(&json!("rw")));
+}
+
+#[test]
+fn mounts_are_ordered_replace_ours_and_raise_the_propagation() {
+    let mut case = Case::default();
+    let volume = |target: &str, propagation: MountPropagation| Mount {
+        container_path: target.into(),
+        host_path: "/srv".into(),
+        propagation: propagation.into(),
+        ..Default::default()
+    };
+    use MountPropagation::{PropagationBidirectional, PropagationHostToContainer, PropagationPrivate};
+    case.container.mounts = vec![
+        volume("/data/a/b", PropagationPrivate),
+        volume("/data/./a/", PropagationHostToContainer),
+        volume("/etc/hosts", PropagationPrivate),
+        volume("/dev/shm", PropagationPrivate),
+    ];
+    let spec = case.build().unwrap();
+    let targets: Vec<_> = spec["mounts"].as_array().unwrap().iter().map(|mount| mount["destination"].clone()).collect();
+    let place = |target: &str| targets.iter().position(|other| other == target).unwrap();
+    assert!(place("/data/a") < place("/data/a/b"));
+    assert_eq!(mount(&spec, "/etc/hosts").len(), 1);
+    assert_eq!(mount(&spec, "/dev/shm")[0]["source"], "/srv");
+    assert_eq!(spec["linux"]["rootfsPropagation"], "rslave");
+    case.container.mounts.push(volume("/x", PropagationBidirectional));
+    assert_eq!(case.build().unwrap()["linux"]["rootfsPropagation"], "rshared");
+    case.container.mounts =
+        vec![Mount { readonly: true, recursive_read_only: true, ..volume("/x", PropagationPrivate) }];
+    assert!(case.build().unwrap_err().contains("RROUnsupported"));
+    case.container.mounts = vec![volume("x", PropagationPrivate)];
+    assert!(case.build().unwrap_err().contains("not absolute"));
+}
+
+#[test]
+fn limits_are_passed_on() {
+    let mut case = Case::default();
+    *case.resources() = LinuxContainerResources {
+        cpu_shares: 512,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        memory_limit_in_bytes: 64 << 20,
+        oom_score_adj: -500,
+        ..Default::default()
+    };
+    case.host.lowest_oom_score_adj = Some(0);
+    let spec = case.build().unwrap();
+    assert_eq!(spec["linux"]["resources"]["cpu"], json!({ "shares": 512, "quota": 50_000, "period": 100_000 }));
+    assert_eq!(spec["linux"]["resources"]["memory"], json!({ "limit": 64 << 20 }));
+    assert_eq!(spec["process"]["oomScoreAdj"], 0, "as low as we may go");
+    case.host.has_swap_accounting = true;
+    assert_eq!(case.build().unwrap()["linux"]["resources"]["memory"]["swap"], 64 << 20);
+    case.resources().memory_swap_limit_in_bytes = 1 << 20;
+    assert!(case.build().unwrap_err().contains("swap"));
+}
+
+#[test]
+fn seccomp_profiles_are_ours_the_hosts_or_none() {
+    let mut case = Case::default();
+    let profile = |kind: ProfileType| {
+        Some(SecurityProfile { profile_type: kind.into(), localhost_ref: "/srv/profile.json".into() })
+    };
+    assert!(case.build().unwrap()["linux"].get("seccomp").is_none());
+    case.security().seccomp = profile(ProfileType::Unconfined);
+    assert!(case.build().unwrap()["linux"].get("seccomp").is_none());
+    case.security().seccomp = profile(ProfileType::RuntimeDefault);
+    let refused = |case: &Case| case.build().unwrap()["linux"]["seccomp"]["syscalls"][0]["names"].clone();
+    assert!(refused(&case).as_array().unwrap().contains(&json!("unshare")));
+    case.security().capabilities =
+        Some(Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
+    assert!(!refused(&case).as_array().unwrap().contains(&json!("unshare")));
+    case.security().seccomp = profile(ProfileType::Localhost);
+    assert!(case.build().unwrap_err().contains("/srv/profile.json"));
+    case.host.seccomp_profile = Some(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#.into());
+    assert_eq!(case.build().unwrap()["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
+}
+
+#[test]
+fn users_are_found_in_the_images_files() {
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/bin/false\nbroken\n";
+    const GROUP: &str = "root:x:0:\nweb:x:102:\nlogs:x:200:other,web\nnear:x:201:website\n";
+    let with = |change: &dyn Fn(&mut LinuxContainerSecurityContext), user: &str| {
+        let mut security = LinuxContainerSecurityContext::default();
+        change(&mut security);
+        resolve(&security, &image(user), PASSWD, GROUP)
+            .map(|user| (user.uid, user.gid, user.groups))
+            .map_err(|error| error.to_string())
+    };
+    let nothing = |_: &mut LinuxContainerSecurityContext| {};
+    assert_eq!(with(&nothing, ""), Ok((0, 0, vec![0])));
+    assert_eq!(with(&nothing, "web"), Ok((101, 102, vec![102, 200])));
+    assert_eq!(with(&nothing, "101"), Ok((101, 102, vec![102, 200])));
+    assert_eq!(with(&nothing, "web:logs"), Ok((101, 200, vec![200])));
+    assert_eq!(with(&nothing, "5:6"), Ok((5, 6, vec![6])));
+    assert!(with(&nothing, "nobody").unwrap_err().contains("nobody"));
+    assert!(with(&nothing, "web:none").unwrap_err().contains("none"));
+    let value = |value| Some(Int64Value { value });
+    assert_eq!(with(&|security| security.run_as_user = value(1000), "web"), Ok((1000, 0, vec![0])));
+    assert_eq!(with(&|security| security.run_as_username = "web".into(), ""), Ok((101, 102, vec![102, 200])));
+    assert!(with(&|security| security.run_as_group = value(5), "").is_err());
+    assert!(with(&|security| security.run_as_user = value(-1), "").is_err());
+    let strict = |security: &mut LinuxContainerSecurityContext| {
+        security.run_as_user = value(101);
+        security.run_as_group = value(9);
+        security.supplemental_groups = vec![50, 9];
+        security.supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
+    };
+    assert_eq!(with(&strict, ""), Ok((101, 9, vec![9, 50])));
+}
