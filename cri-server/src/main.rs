@@ -1,6 +1,10 @@
 //! Entry point of `vaina`: arguments, logging, then the part that does the work.
 
-use std::{error::Error, path::PathBuf, process::ExitCode};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,6 +12,7 @@ use vaina_cri_server::{
     app::App,
     config::Config,
     error::{Chain, Classify, Kind},
+    image::{self, cli::ImageCommand},
     telemetry,
 };
 
@@ -23,6 +28,14 @@ struct Arguments {
 enum Command {
     /// Serve the Kubernetes Container Runtime Interface
     Serve(Serve),
+    /// Import, list, pull and remove images
+    Image {
+        /// Socket of the daemon
+        #[arg(long, global = true, value_name = "PATH", default_value = "/run/vaina/vaina.sock")]
+        socket: PathBuf,
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -49,14 +62,16 @@ const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    match command {
-        Command::Serve(arguments) => match serve(arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(Failed(text, code)) => {
-                eprintln!("vaina: {text}");
-                ExitCode::from(code)
-            }
-        },
+    let result = match command {
+        Command::Serve(arguments) => serve(arguments),
+        Command::Image { socket, command } => image(&socket, command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed(text, code)) => {
+            eprintln!("vaina: {text}");
+            ExitCode::from(code)
+        }
     }
 }
 
@@ -71,6 +86,25 @@ impl Failed {
     fn classified(error: &impl Classify) -> Self {
         Self(Chain(error).to_string(), if error.kind() == Kind::InvalidArgument { USAGE } else { 1 })
     }
+}
+
+/// The commands on images speak to the daemon that serves on `socket`.
+fn image(socket: &Path, command: ImageCommand) -> Result<(), Failed> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| Failed::new(&error))?;
+    runtime.block_on(async {
+        let path = socket.to_owned();
+        let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+            let path = path.clone();
+            async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+        });
+        // The address is a formality; the connector knows where to go.
+        let channel = tonic::transport::Endpoint::from_static("http://localhost")
+            .connect_with_connector(connect)
+            .await
+            .map_err(|error| Failed(format!("connect to the daemon at {}: {}", socket.display(), Chain(&error)), 1))?;
+        image::cli::run(command, channel, &mut std::io::stdout()).await.map_err(|error| Failed::new(&error))
+    })
 }
 
 fn serve(arguments: Serve) -> Result<(), Failed> {

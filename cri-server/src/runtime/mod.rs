@@ -127,6 +127,8 @@ impl RuntimeError {
                     Code::DEADLINE_EXCEEDED | Code::CANCELLED => return Self::Timeout { method, seconds },
                     Code::RESOURCE_EXHAUSTED => Kind::ResourceExhausted,
                     Code::UNIMPLEMENTED => Kind::Unimplemented,
+                    // How shims pass on that an OCI runtime refused: the command is not there, a mount can't be made.
+                    Code::UNKNOWN => Kind::FailedPrecondition,
                     _ => Kind::Internal,
                 };
                 Self::Status { kind, message: status.message }
