@@ -1,0 +1,542 @@
+//! One container of the pod, from its creation to its removal.
+//!
+//! Invariants: an exit is published after what it left in its cgroup is killed, its execs have ended, its streams are drained
+//! (bounded) and the OOM counter is read. Changes of one container come one after the other; looking never waits for them.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, sleep, timeout},
+};
+use vaina_proto::shim::ExitReport;
+use vaina_sys::cgroup::{Group, Hierarchies};
+
+use crate::{
+    error::{Error, Result, Step as _},
+    io::stdio::{self, ConsoleSocket, Pumps, Triple},
+    mount::RootfsMount,
+    process::{Phase, Process, Stdio},
+    reaper::{Child, Exit, Reaper, now},
+    runtime::{self, Runtime},
+};
+
+/// How long what is killed may take to be gone before the exit is told without it.
+const SWEEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a container is made from.
+pub(crate) struct Create {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<RootfsMount>,
+    pub(crate) stdio: Stdio,
+    /// CRI log; then the streams of `stdio` are not used.
+    pub(crate) log: Option<PathBuf>,
+    /// With a CRI log: the container reads stdin.
+    pub(crate) stdin: bool,
+    pub(crate) runtime: Runtime,
+}
+
+/// One container.
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) created_at: i64,
+    pub(crate) init: Arc<Process>,
+    execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    runtime: Runtime,
+    reaper: Reaper,
+    group: Option<Group>,
+    /// One change at a time.
+    change: tokio::sync::Mutex<()>,
+    clock: Mutex<Option<Clock>>,
+    paused: Mutex<bool>,
+}
+
+/// A further process.
+pub(crate) struct Exec {
+    pub(crate) process: Arc<Process>,
+    /// OCI process, JSON.
+    spec: Vec<u8>,
+}
+
+/// A running stop clock.
+struct Clock {
+    deadline: Instant,
+    /// Unix nanoseconds, for readers.
+    at: i64,
+    task: AbortHandle,
+}
+
+impl Container {
+    /// Makes the container; its program waits for [`Container::start`].
+    pub(crate) async fn create(
+        create: Create,
+        reaper: &Reaper,
+        exited: impl FnOnce(&Self, &ExitReport) + Send + 'static,
+    ) -> Result<Arc<Self>> {
+        let console = console_for(create.stdio.terminal, &create.bundle, "console.sock")?;
+        let (streams, pumps) = match (&console, &create.log) {
+            (Some(_), _) => (nothing(), Pumps::default()),
+            (None, Some(log)) => stdio::logged(log, create.stdin).step(|| format!("open log {}", log.display()))?,
+            (None, None) => (passed(&create.stdio)?, Pumps::default()),
+        };
+        let init = Arc::new(Process::new(create.stdio.clone()));
+        init.set_pumps(pumps);
+
+        // Its exit may come before its pid is read.
+        let keep = reaper.keep_unknown();
+        let made = create
+            .runtime
+            .create(
+                reaper,
+                runtime::Create {
+                    id: &create.id,
+                    bundle: &create.bundle,
+                    rootfs: &create.rootfs,
+                    stdio: streams,
+                    console_socket: console.as_ref().map(|console| console.path.as_path()),
+                },
+            )
+            .await;
+        let pid = match made {
+            Ok(pid) => pid,
+            Err(error) => {
+                // Runtimes clean up after themselves; one that was killed did not.
+                let _ = create.runtime.delete(reaper, &create.id, &create.bundle).await;
+                return Err(error.into());
+            }
+        };
+        let child = reaper.claim(pid);
+        drop(keep);
+        init.created(pid);
+        let container = Arc::new(Self {
+            group: group_of(&create.bundle, pid),
+            id: create.id,
+            bundle: create.bundle,
+            created_at: now(),
+            init,
+            execs: Mutex::default(),
+            runtime: create.runtime,
+            reaper: reaper.clone(),
+            change: tokio::sync::Mutex::default(),
+            clock: Mutex::default(),
+            paused: Mutex::default(),
+        });
+        if let Some(console) = console {
+            let connected = container.connect_terminal(&container.init, &console, create.log.as_deref()).await;
+            if let Err(error) = connected {
+                let _ = container.runtime.delete(reaper, &container.id, &container.bundle).await;
+                return Err(error);
+            }
+        }
+        let watched = Arc::clone(&container);
+        tokio::spawn(async move {
+            let exit = child.wait().await;
+            let report = watched.settle(exit).await;
+            exited(&watched, &report);
+            watched.init.exited(report);
+        });
+        Ok(container)
+    }
+
+    async fn connect_terminal(&self, process: &Process, console: &ConsoleSocket, log: Option<&Path>) -> Result<()> {
+        let master = console.receive().await.step(|| "receive the terminal".to_owned())?;
+        let mut pumps = Pumps::default();
+        let names = &process.stdio;
+        stdio::terminal(master, log, &names.stdin, &names.stdout, &mut pumps)
+            .step(|| "connect the terminal".to_owned())?;
+        process.set_pumps(pumps);
+        Ok(())
+    }
+
+    /// What comes between the end of the init and its being told.
+    async fn settle(&self, exit: Exit) -> ExitReport {
+        self.stop_clock();
+        self.sweep().await;
+        let execs: Vec<_> = self.execs().values().cloned().collect();
+        for exec in execs.iter().filter(|exec| exec.process.phase().live_pid().is_some()) {
+            let _ = timeout(stdio::DRAIN_LIMIT, exec.process.wait()).await;
+        }
+        self.init.readers().drain().await;
+        // The group is the container's own and was made with it, so every kill it counts was in here.
+        let oom_killed = exit.signal == Signal::SIGKILL as u32
+            && self.group.as_ref().and_then(Group::oom_kills).is_some_and(|kills| kills > 0);
+        ExitReport { oom_killed, ..report(exit) }
+    }
+
+    /// Kills what is left in the cgroup: with a PID namespace of its own nothing is, in the pod's or the node's it may be.
+    async fn sweep(&self) {
+        let Some(group) = &self.group else { return };
+        let deadline = Instant::now() + SWEEP_LIMIT;
+        let mut pause = Duration::from_micros(500);
+        loop {
+            match group.pids() {
+                Ok(pids) if pids.is_empty() => return,
+                Ok(_) if Instant::now() < deadline => {}
+                Ok(pids) => {
+                    crate::log::warning!("container {}: processes {pids:?} do not end after SIGKILL", self.id);
+                    return;
+                }
+                Err(error) => {
+                    crate::log::warning!("container {}: list processes: {error}", self.id);
+                    return;
+                }
+            }
+            let _ = group.signal_all(Signal::SIGKILL);
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Exec>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The init, or an exec by its id.
+    pub(crate) fn process(&self, exec_id: &str) -> Result<Arc<Process>> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        Ok(Arc::clone(&self.exec(exec_id)?.process))
+    }
+
+    fn exec(&self, exec_id: &str) -> Result<Arc<Exec>> {
+        let missing = || Error::NotFound { what: "exec", id: exec_id.to_owned() };
+        self.execs().get(exec_id).cloned().ok_or_else(missing)
+    }
+
+    /// Starts the container's program.
+    pub(crate) async fn start(&self) -> Result<u32> {
+        let _change = self.change.lock().await;
+        match self.init.phase() {
+            Phase::Created { pid } => {
+                self.runtime.start(&self.reaper, &self.id, &self.bundle).await?;
+                self.init.started(pid, now());
+                Ok(pid)
+            }
+            Phase::Running { .. } => Err(Error::Precondition(format!("container {:?} runs already", self.id))),
+            Phase::Prepared | Phase::Exited { .. } => {
+                Err(Error::Precondition(format!("container {:?} has ended", self.id)))
+            }
+        }
+    }
+
+    /// Describes a further process; it is made by [`Container::start_exec`].
+    pub(crate) fn prepare_exec(&self, exec_id: &str, stdio: Stdio, spec: Vec<u8>) -> Result<()> {
+        // It names files.
+        if exec_id.is_empty() || exec_id.starts_with('.') || exec_id.contains('/') {
+            return Err(Error::Invalid(format!("exec id {exec_id:?} is not valid")));
+        }
+        let mut execs = self.execs();
+        if execs.contains_key(exec_id) {
+            return Err(Error::AlreadyExists { what: "exec", id: exec_id.to_owned() });
+        }
+        execs.insert(exec_id.to_owned(), Arc::new(Exec { process: Arc::new(Process::new(stdio)), spec }));
+        Ok(())
+    }
+
+    /// Starts a prepared exec.
+    pub(crate) async fn start_exec(
+        self: &Arc<Self>,
+        exec_id: &str,
+        exited: impl FnOnce(u32, &ExitReport) + Send + 'static,
+    ) -> Result<u32> {
+        let exec = self.exec(exec_id)?;
+        if !matches!(exec.process.phase(), Phase::Prepared) {
+            return Err(Error::Precondition(format!("exec {exec_id:?} was started already")));
+        }
+        let started = self.run_exec(exec_id, &exec).await;
+        match started {
+            Ok(child) => {
+                let pid = child.pid;
+                exec.process.started(pid, now());
+                let this = Arc::clone(self);
+                tokio::spawn(async move {
+                    let exit = child.wait().await;
+                    this.kill_session(pid, Signal::SIGKILL);
+                    exec.process.readers().drain().await;
+                    let report = report(exit);
+                    exited(pid, &report);
+                    exec.process.exited(report);
+                });
+                Ok(pid)
+            }
+            Err(error) => {
+                // Who waits for it must not wait for ever.
+                exec.process.exited(ExitReport { exit_code: 127, exited_at: now(), ..ExitReport::default() });
+                Err(error)
+            }
+        }
+    }
+
+    async fn run_exec(&self, exec_id: &str, exec: &Exec) -> Result<Child> {
+        let file = |suffix: &str| self.bundle.join(format!("exec-{exec_id}.{suffix}"));
+        let (process, pid_file, log) = (file("json"), file("pid"), file("log"));
+        std::fs::write(&process, &exec.spec).step(|| format!("write {}", process.display()))?;
+        let names = &exec.process.stdio;
+        // Short: a socket's path has a limit, and an exec's id has none.
+        let console = console_for(names.terminal, &self.bundle, &format!("e{:x}.sock", now() & 0xffff_ffff))?;
+        let streams = if console.is_some() { nothing() } else { passed(names)? };
+        let keep = self.reaper.keep_unknown();
+        let made = self
+            .runtime
+            .exec(
+                &self.reaper,
+                runtime::Exec {
+                    id: &self.id,
+                    process: &process,
+                    pid_file: &pid_file,
+                    log: &log,
+                    stdio: streams,
+                    console_socket: console.as_ref().map(|console| console.path.as_path()),
+                },
+            )
+            .await;
+        let _ = std::fs::remove_file(&process);
+        let _ = std::fs::remove_file(&pid_file);
+        let child = self.reaper.claim(made?);
+        drop(keep);
+        if let Some(console) = console {
+            self.connect_terminal(&exec.process, &console, None).await?;
+        }
+        Ok(child)
+    }
+
+    /// Signals a process, or with `all` everything that belongs to it.
+    pub(crate) fn kill(&self, exec_id: &str, signal: i32, all: bool) -> Result<()> {
+        let process = self.process(exec_id)?;
+        let failed = |source| Error::Io { step: format!("send signal {signal}"), source };
+        let finished = || Error::NotFound { what: "process", id: format!("{} {exec_id} (already finished)", self.id) };
+        let pid = match process.phase() {
+            Phase::Prepared => return Err(Error::Precondition(format!("exec {exec_id:?} was not started"))),
+            phase => phase.live_pid(),
+        };
+        if all && exec_id.is_empty() {
+            let Some(group) = &self.group else { return Err(Error::Unimplemented("signalling a host's cgroup")) };
+            for pid in group.pids().map_err(failed)? {
+                send(pid, signal).map_err(failed)?;
+            }
+            return Ok(());
+        }
+        let pid = pid.ok_or_else(finished)?;
+        if all {
+            self.signal_session(pid, signal).map_err(failed)?;
+        }
+        send(pid, signal).map_err(failed)
+    }
+
+    /// Signals all processes of an exec: the OCI runtime gives each a session of its own.
+    fn signal_session(&self, leader: u32, signal: i32) -> std::io::Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        for pid in group.pids()? {
+            if pid != leader && session(pid) == Some(leader) {
+                send(pid, signal)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn kill_session(&self, leader: u32, signal: Signal) {
+        let _ = self.signal_session(leader, signal as i32);
+    }
+
+    /// Sends a signal (0 for none) and arms the clock at whose end everything is killed. A further call can only shorten it.
+    pub(crate) fn stop(self: &Arc<Self>, signal: i32, grace: Duration) -> Result<()> {
+        let Some(pid) = self.init.phase().live_pid() else { return Ok(()) };
+        if grace.is_zero() {
+            self.stop_clock();
+            self.kill_everything(pid);
+            return Ok(());
+        }
+        if signal != 0 {
+            send(pid, signal).step(|| format!("send signal {signal} to container {}", self.id))?;
+        }
+        let deadline = Instant::now() + grace;
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        if clock.as_ref().is_some_and(|clock| clock.deadline <= deadline) {
+            return Ok(());
+        }
+        let this = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            tokio::time::sleep_until(deadline).await;
+            if let Some(pid) = this.init.phase().live_pid() {
+                this.kill_everything(pid);
+            }
+        });
+        let at = now().saturating_add(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX));
+        if let Some(old) = clock.replace(Clock { deadline, at, task: task.abort_handle() }) {
+            old.task.abort();
+        }
+        Ok(())
+    }
+
+    /// The rest is swept when the init's end is seen.
+    fn kill_everything(&self, init: u32) {
+        let _ = send(init, Signal::SIGKILL as i32);
+        if let Some(group) = &self.group {
+            let _ = group.signal_all(Signal::SIGKILL);
+        }
+        if *self.paused.lock().unwrap_or_else(PoisonError::into_inner) {
+            // A frozen process does not see its end.
+            let (runtime, reaper, id, bundle) =
+                (self.runtime.clone(), self.reaper.clone(), self.id.clone(), self.bundle.clone());
+            tokio::spawn(async move {
+                let _ = runtime.freeze(&reaper, &id, &bundle, false).await;
+            });
+        }
+    }
+
+    fn stop_clock(&self) {
+        if let Some(clock) = self.clock.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            clock.task.abort();
+        }
+    }
+
+    /// When everything will be killed, as Unix nanoseconds; 0 without a clock.
+    pub(crate) fn stop_deadline(&self) -> i64 {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, |clock| clock.at)
+    }
+
+    /// Freezes or thaws it.
+    pub(crate) async fn freeze(&self, pause: bool) -> Result<()> {
+        let _change = self.change.lock().await;
+        self.runtime.freeze(&self.reaper, &self.id, &self.bundle, pause).await?;
+        *self.paused.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+        Ok(())
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        *self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes its limits; `resources` are OCI `LinuxResources` as JSON.
+    pub(crate) async fn update(&self, resources: &[u8]) -> Result<()> {
+        let _change = self.change.lock().await;
+        let file = self.bundle.join("resources.json");
+        std::fs::write(&file, resources).step(|| format!("write {}", file.display()))?;
+        let updated = self.runtime.update(&self.reaper, &self.id, &self.bundle, &file).await;
+        let _ = std::fs::remove_file(&file);
+        Ok(updated?)
+    }
+
+    /// The pids in its cgroup.
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
+        match &self.group {
+            Some(group) => Ok(group.pids().step(|| "list processes".to_owned())?.into_iter().collect()),
+            None => Ok(self.init.phase().live_pid().into_iter().collect()),
+        }
+    }
+
+    /// Removes what the OCI runtime keeps of it. One that runs is refused, one that never started is killed.
+    pub(crate) async fn delete(&self) -> Result<ExitReport> {
+        let _change = self.change.lock().await;
+        if matches!(self.init.phase(), Phase::Running { .. }) {
+            return Err(Error::Precondition(format!("container {:?} runs", self.id)));
+        }
+        self.runtime.delete(&self.reaper, &self.id, &self.bundle).await?;
+        Ok(self.init.wait().await)
+    }
+
+    /// Forgets an exec that has ended or was never started.
+    pub(crate) fn delete_exec(&self, exec_id: &str) -> Result<(u32, ExitReport)> {
+        let exec = self.exec(exec_id)?;
+        let (pid, report) = match exec.process.phase() {
+            Phase::Exited { pid, report, .. } => (pid, report),
+            Phase::Prepared => (0, ExitReport::default()),
+            Phase::Created { .. } | Phase::Running { .. } => {
+                return Err(Error::Precondition(format!("exec {exec_id:?} runs")));
+            }
+        };
+        self.execs().remove(exec_id);
+        Ok((pid, report))
+    }
+}
+
+fn report(exit: Exit) -> ExitReport {
+    ExitReport { exit_code: exit.code, signal: exit.signal, exited_at: exit.at, ..ExitReport::default() }
+}
+
+fn nothing() -> Triple {
+    use std::process::Stdio;
+    Triple { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
+}
+
+fn passed(names: &Stdio) -> Result<Triple> {
+    stdio::passed(&names.stdin, &names.stdout, &names.stderr).step(|| format!("open streams {names:?}"))
+}
+
+fn console_for(terminal: bool, bundle: &Path, name: &str) -> Result<Option<ConsoleSocket>> {
+    let open = || ConsoleSocket::new(bundle, name).step(|| "listen for the terminal".to_owned());
+    terminal.then(open).transpose()
+}
+
+/// Sends a signal by number to a process that is a child not yet waited for, or was listed a moment ago.
+fn send(pid: u32, signal: i32) -> std::io::Result<()> {
+    match vaina_sys::process::open(pid).and_then(|process| vaina_sys::process::signal(process, signal)) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
+        other => other,
+    }
+}
+
+/// The session that a process is in.
+fn session(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name: state, parent, process group, session.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
+}
+
+/// The cgroup that the container has for itself: as its configuration says, or where its init is.
+fn group_of(bundle: &Path, pid: u32) -> Option<Group> {
+    let configured = || -> Option<PathBuf> {
+        let text = std::fs::read(bundle.join("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let path = PathBuf::from(config["linux"]["cgroupsPath"].as_str()?);
+        path.is_absolute().then_some(path)
+    };
+    let actual = || -> Option<PathBuf> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = cgroup_path(&text)?;
+        // In a root there is more than the container.
+        (path != Path::new("/")).then_some(path)
+    };
+    let path = configured().or_else(actual)?;
+    Some(Hierarchies::detect().ok()?.group(&path))
+}
+
+/// The path of a `/proc/<pid>/cgroup`: of the memory controller on v1, of the one hierarchy on v2.
+fn cgroup_path(text: &str) -> Option<PathBuf> {
+    let of = |wanted: &str| {
+        text.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let controllers = fields.next()?;
+            let path = fields.next()?;
+            controllers.split(',').any(|name| name == wanted).then(|| PathBuf::from(path))
+        })
+    };
+    of("memory").or_else(|| of(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cgroup_of_a_process_is_found_in_both_versions() {
+        assert_eq!(cgroup_path("5:devices:/a\n4:memory:/b\n0::/\n"), Some("/b".into()));
+        assert_eq!(cgroup_path("0::/kubepods/x\n"), Some("/kubepods/x".into()));
+        assert_eq!(cgroup_path(""), None);
+    }
+
+    #[test]
+    fn the_session_of_a_process_is_read() {
+        let own = session(std::process::id()).unwrap();
+        assert!(own > 0);
+    }
+}

@@ -1,0 +1,311 @@
+//! Pipes between a process and its log, FIFOs and files of a client, and the terminal in between.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::OpenOptionsExt as _, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    unistd::pipe2,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::unix::pipe,
+    task::JoinHandle,
+};
+
+use super::log::{LogFile, Pending, Stream, Timestamp, finish, format};
+
+/// How long a stream that someone still holds open is read after its process has ended.
+pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// The three descriptors that a process starts with.
+#[derive(Debug)]
+pub(crate) struct Triple {
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+}
+
+/// A log file that both streams write, and that is reopened under them.
+pub(crate) type SharedLog = Arc<Mutex<LogFile>>;
+
+/// The side of the streams that stays in the shim.
+#[derive(Default)]
+pub(crate) struct Pumps {
+    tasks: Vec<JoinHandle<()>>,
+    pub(crate) log: Option<SharedLog>,
+    /// Write end of the process's stdin, when it reads one.
+    stdin: Option<OwnedFd>,
+    /// Master of the terminal.
+    pub(crate) terminal: Option<Arc<OwnedFd>>,
+}
+
+/// What still reads the streams of a process.
+#[derive(Default)]
+pub(crate) struct Readers(Vec<JoinHandle<()>>);
+
+impl Readers {
+    /// Waits until everything is read, or for [`DRAIN_LIMIT`]; then stops reading.
+    pub(crate) async fn drain(self) {
+        let deadline = tokio::time::Instant::now() + DRAIN_LIMIT;
+        for mut task in self.0 {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Pumps {
+    /// Hands over what reads, once: for the end of the process.
+    pub(crate) fn readers(&mut self) -> Readers {
+        Readers(std::mem::take(&mut self.tasks))
+    }
+
+    /// Closes the process's stdin.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Opens the log anew after a rename.
+    pub(crate) fn reopen_log(&self) -> Option<io::Result<()>> {
+        let log = self.log.as_ref()?;
+        Some(log.lock().unwrap_or_else(PoisonError::into_inner).reopen())
+    }
+}
+
+/// Streams that end in a CRI log file. `stdin` as TaskOptions say it.
+pub(crate) fn logged(path: &Path, stdin: bool) -> io::Result<(Triple, Pumps)> {
+    let log = Arc::new(Mutex::new(LogFile::open(path)?));
+    let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (stderr, stderr_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let mut pumps = Pumps { log: Some(Arc::clone(&log)), ..Pumps::default() };
+    pumps.tasks.push(pump_to_log(stdout, Stream::Stdout, Arc::clone(&log))?);
+    pumps.tasks.push(pump_to_log(stderr, Stream::Stderr, log)?);
+    let stdin = if stdin {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        pumps.stdin = Some(write);
+        Stdio::from(read)
+    } else {
+        Stdio::null()
+    };
+    Ok((Triple { stdin, stdout: stdout_write.into(), stderr: stderr_write.into() }, pumps))
+}
+
+fn pump_to_log(reader: OwnedFd, stream: Stream, log: SharedLog) -> io::Result<JoinHandle<()>> {
+    let reader = pipe::Receiver::from_owned_fd(reader)?;
+    Ok(tokio::spawn(async move {
+        let mut sink = LogSink::new(stream, log);
+        // On the heap and only while something is read: most containers are silent most of the time.
+        let mut buffer = Vec::new();
+        loop {
+            if reader.readable().await.is_err() {
+                break;
+            }
+            buffer.resize(64 * 1024, 0);
+            match reader.try_read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    sink.write(&buffer[..count]);
+                    if count < 8 * 1024 {
+                        buffer = Vec::new();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+    }))
+}
+
+/// Formats and writes one stream; what waits for its newline is written when it is dropped.
+struct LogSink {
+    stream: Stream,
+    pending: Pending,
+    log: SharedLog,
+}
+
+impl LogSink {
+    fn new(stream: Stream, log: SharedLog) -> Self {
+        Self { stream, pending: Pending::default(), log }
+    }
+
+    fn write(&mut self, data: &[u8]) {
+        let mut records = Vec::with_capacity(data.len() + 256);
+        format(&mut self.pending, self.stream, data, Timestamp::now(), &mut records);
+        if !records.is_empty() {
+            self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&records);
+        }
+    }
+}
+
+impl Drop for LogSink {
+    fn drop(&mut self) {
+        let mut records = Vec::new();
+        finish(&mut self.pending, self.stream, Timestamp::now(), &mut records);
+        if !records.is_empty() {
+            self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&records);
+        }
+    }
+}
+
+/// Streams of a client, as containerd names them: a FIFO's path, `file:///path`, or empty for none.
+///
+/// The process gets the descriptors themselves; nothing is copied. A FIFO is opened so that neither side has to be there first.
+pub(crate) fn passed(stdin: &str, stdout: &str, stderr: &str) -> io::Result<Triple> {
+    Ok(Triple {
+        stdin: if stdin.is_empty() { Stdio::null() } else { open_reader(Path::new(stdin))?.into() },
+        stdout: writer(stdout)?,
+        stderr: writer(stderr)?,
+    })
+}
+
+fn writer(uri: &str) -> io::Result<Stdio> {
+    Ok(open_writer(uri)?.map_or_else(Stdio::null, Stdio::from))
+}
+
+fn open_writer(uri: &str) -> io::Result<Option<File>> {
+    if uri.is_empty() {
+        return Ok(None);
+    }
+    if let Some(path) = uri.strip_prefix("file://") {
+        return OpenOptions::new().append(true).create(true).mode(0o640).open(path).map(Some);
+    }
+    if uri.contains("://") {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("stream {uri:?}: only FIFOs and file:// are known"),
+        ));
+    }
+    // A FIFO opened for reading and writing never waits for its other end, and then neither does the real open.
+    let _both = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(uri)?;
+    OpenOptions::new().write(true).open(uri).map(Some)
+}
+
+fn open_reader(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    // Opened without waiting for the writer; the process reads it as any other stdin.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(io::Error::from)?;
+    Ok(file)
+}
+
+/// A socket on which the OCI runtime hands over the master of a new terminal.
+pub(crate) struct ConsoleSocket {
+    listener: tokio::net::UnixListener,
+    pub(crate) path: PathBuf,
+}
+
+impl ConsoleSocket {
+    /// Listens in `dir`, under a short name: socket paths are limited to 107 bytes.
+    pub(crate) fn new(dir: &Path, name: &str) -> io::Result<Self> {
+        let path = dir.join(name);
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: tokio::net::UnixListener::from_std(listener)?, path })
+    }
+
+    /// Takes the terminal that the runtime sent.
+    pub(crate) async fn receive(&self) -> io::Result<OwnedFd> {
+        let (stream, _) = tokio::time::timeout(Duration::from_secs(10), self.listener.accept())
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the runtime sent no terminal"))??;
+        stream.readable().await?;
+        vaina_sys::pty::receive_fd(&stream.into_std()?)
+    }
+}
+
+impl Drop for ConsoleSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Connects a terminal with a log or with a client's FIFOs.
+pub(crate) fn terminal(
+    master: OwnedFd,
+    log: Option<&Path>,
+    stdin: &str,
+    stdout: &str,
+    pumps: &mut Pumps,
+) -> io::Result<()> {
+    let flags = fcntl(&master, FcntlArg::F_GETFL).map_err(io::Error::from)?;
+    fcntl(&master, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK)).map_err(io::Error::from)?;
+    let master = Arc::new(master);
+    pumps.terminal = Some(Arc::clone(&master));
+    let mut sink = None;
+    if let Some(path) = log {
+        let log = Arc::new(Mutex::new(LogFile::open(path)?));
+        sink = Some(LogSink::new(Stream::Stdout, Arc::clone(&log)));
+        pumps.log = Some(log);
+    }
+    let mut client = match open_writer(stdout)? {
+        Some(file) if stdout.starts_with("file://") => Some(Writer::File(file)),
+        Some(file) => {
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(io::Error::from)?;
+            Some(Writer::Pipe(pipe::Sender::from_file(file)?))
+        }
+        None => None,
+    };
+    // A terminal is no pipe; what is asked of the descriptor is the same: it can be waited for, read and written.
+    let mut reader = pipe::Receiver::from_owned_fd_unchecked(dup(&master)?)?;
+    pumps.tasks.push(tokio::spawn(async move {
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            // EIO: the last process closed the other side.
+            let Ok(count @ 1..) = reader.read(&mut buffer).await else { break };
+            if let Some(sink) = &mut sink {
+                sink.write(&buffer[..count]);
+            }
+            if let Some(writer) = &mut client
+                && writer.write(&buffer[..count]).await.is_err()
+            {
+                // The client left; the process must not notice.
+                client = None;
+            }
+        }
+    }));
+    if !stdin.is_empty() {
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(stdin)?;
+        let mut input = pipe::Receiver::from_file(file)?;
+        let mut writer = pipe::Sender::from_owned_fd_unchecked(dup(&master)?)?;
+        // Not waited for at the end: it only feeds the process.
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok(count @ 1..) = input.read(&mut buffer).await {
+                if writer.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+enum Writer {
+    File(File),
+    Pipe(pipe::Sender),
+}
+
+impl Writer {
+    async fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => io::Write::write_all(file, data),
+            Self::Pipe(pipe) => pipe.write_all(data).await,
+        }
+    }
+}
+
+fn dup(fd: impl AsFd) -> io::Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned()
+}
