@@ -133,6 +133,11 @@ impl PodDirectory {
         flock(&file, FlockOperation::NonBlockingLockShared).is_err()
     }
 
+    /// Another name for the same directory, which does not hold it.
+    pub(super) fn other(&self) -> Self {
+        Self { path: self.path.clone(), logs: self.logs.clone(), lock: None }
+    }
+
     pub(super) fn exists(&self) -> bool {
         self.path.exists()
     }
