@@ -146,7 +146,7 @@ impl Changes {
                 | inotify::WatchFlags::DELETE
                 | inotify::WatchFlags::DELETE_SELF;
             inotify::add_watch(&fd, directory, flags)?;
-            AsyncFd::new(fd)
+            AsyncFd::register(fd)
         };
         Self(watch().ok())
     }

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use futures::{FutureExt as _, future::join_all};
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle, time::sleep_until};
@@ -699,6 +699,28 @@ impl Life {
         }
     }
 
+    /// Within the grace period; who asks again is told what is waited for.
+    async fn stop_containers(&self, interrupts: &mut watch::Receiver<Interrupts>) -> Result<(), PodError> {
+        let daemon = &self.context.daemon;
+        let mut stopping = std::pin::pin!(end::stop_containers(daemon, &self.directory));
+        interrupts.mark_unchanged();
+        loop {
+            tokio::select! {
+                result = &mut stopping => return Ok(result?),
+                changed = interrupts.changed() => {
+                    if changed.is_err() {
+                        return Ok(stopping.await?);
+                    }
+                    let names = end::running(daemon, &self.directory).await.unwrap_or_default().join(", ");
+                    let left = self.directory.stop().map_or(Duration::ZERO, Stop::left);
+                    let sooner = "sooner: vaina stop --grace-period=N";
+                    let text = format!("for {names}; killed in {} ({sooner})", duration(left));
+                    self.event(Level::Normal, "Waiting", &text);
+                }
+            }
+        }
+    }
+
     /// Takes everything away. The pod is Terminating from here on.
     async fn end(&mut self, interrupts: &mut watch::Receiver<Interrupts>) -> Result<(), PodError> {
         let begin = Instant::now();
@@ -707,29 +729,11 @@ impl Life {
             let grace = self.context.grace.unwrap_or_else(|| grace_period(&self.spec));
             self.directory.request_stop(Stop::within(grace))?;
         }
-        let (context, subject) = (Arc::clone(&self.context), self.subject.clone());
-        let stopping = end::stop_containers(&context.daemon, &self.directory);
-        let mut stopping = std::pin::pin!(stopping.fuse());
-        interrupts.mark_unchanged();
-        loop {
-            tokio::select! {
-                result = &mut stopping => break result?,
-                changed = interrupts.changed() => {
-                    if changed.is_err() {
-                        (&mut stopping).await?;
-                        break;
-                    }
-                    let names = end::running(&context.daemon, &self.directory).await.unwrap_or_default().join(", ");
-                    let left = self.directory.stop().map_or(Duration::ZERO, Stop::left);
-                    let text = format!("for {names}; killed in {} (sooner: vaina stop --grace-period=N)", duration(left));
-                    context.terminal.event(&subject, Level::Normal, "Waiting", &text);
-                }
-            }
-        }
+        self.stop_containers(interrupts).await?;
         for index in 0..self.members.len() {
             self.finish_log(index).await;
         }
-        end::remove_sandboxes(&context.daemon, &self.directory).await?;
+        end::remove_sandboxes(&self.context.daemon, &self.directory).await?;
         self.directory.remove()?;
         self.event(Level::Normal, "Removed", &format!("in {}", duration(begin.elapsed())));
         Ok(())
@@ -766,8 +770,10 @@ async fn stopped(stop: &mut watch::Receiver<Option<Stop>>, interrupts: &mut watc
         }
     };
     let interrupted = async {
-        match interrupts.wait_for(|interrupts| interrupts.count > 0).await {
-            Ok(interrupts) => interrupts.signal,
+        let signal = interrupts.wait_for(|interrupts| interrupts.count > 0).await.map(|interrupts| interrupts.signal);
+        match signal {
+            Ok(signal) => signal,
+            // Nobody is left to send one.
             Err(_) => std::future::pending().await,
         }
     };
