@@ -1,10 +1,6 @@
 //! Entry point of `vaina`: arguments, logging, then the part that does the work.
 
-use std::{
-    error::Error,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{error::Error, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,8 +8,7 @@ use vaina_cri_server::{
     app::App,
     config::Config,
     error::{Chain, Classify, Kind},
-    image::{self, cli::ImageCommand},
-    telemetry,
+    standalone, telemetry,
 };
 
 /// A Kubernetes pod runtime.
@@ -28,14 +23,8 @@ struct Arguments {
 enum Command {
     /// Serve the Kubernetes Container Runtime Interface
     Serve(Serve),
-    /// Import, list, pull and remove images
-    Image {
-        /// Socket of the daemon
-        #[arg(long, global = true, value_name = "PATH", default_value = "/run/vaina/vaina.sock")]
-        socket: PathBuf,
-        #[command(subcommand)]
-        command: ImageCommand,
-    },
+    #[command(flatten)]
+    Standalone(standalone::Command),
 }
 
 #[derive(Debug, Args)]
@@ -62,17 +51,31 @@ const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    let result = match command {
-        Command::Serve(arguments) => serve(arguments),
-        Command::Image { socket, command } => image(&socket, command),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failed(text, code)) => {
-            eprintln!("vaina: {text}");
-            ExitCode::from(code)
-        }
+    match command {
+        Command::Serve(arguments) => match serve(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Failed(text, code)) => {
+                eprintln!("vaina: {text}");
+                ExitCode::from(code)
+            }
+        },
+        Command::Standalone(command) => standalone(command),
     }
+}
+
+/// The commands for people; their errors are told by then.
+fn standalone(command: standalone::Command) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("vaina: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(standalone::run(command));
+    // A thread may still read the terminal; nothing else is under way.
+    runtime.shutdown_background();
+    code
 }
 
 /// What to print, and the exit code.
@@ -86,25 +89,6 @@ impl Failed {
     fn classified(error: &impl Classify) -> Self {
         Self(Chain(error).to_string(), if error.kind() == Kind::InvalidArgument { USAGE } else { 1 })
     }
-}
-
-/// The commands on images speak to the daemon that serves on `socket`.
-fn image(socket: &Path, command: ImageCommand) -> Result<(), Failed> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| Failed::new(&error))?;
-    runtime.block_on(async {
-        let path = socket.to_owned();
-        let connect = tower::service_fn(move |_: tonic::transport::Uri| {
-            let path = path.clone();
-            async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
-        });
-        // The address is a formality; the connector knows where to go.
-        let channel = tonic::transport::Endpoint::from_static("http://localhost")
-            .connect_with_connector(connect)
-            .await
-            .map_err(|error| Failed(format!("connect to the daemon at {}: {}", socket.display(), Chain(&error)), 1))?;
-        image::cli::run(command, channel, &mut std::io::stdout()).await.map_err(|error| Failed::new(&error))
-    })
 }
 
 fn serve(arguments: Serve) -> Result<(), Failed> {

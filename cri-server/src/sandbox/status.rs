@@ -81,12 +81,15 @@ fn info(sandbox: &Sandbox) -> BTreeMap<String, String> {
         SandboxState::Unknown(reason) => (0, Some(reason.to_string())),
         _ => (0, None),
     };
+    // For `vaina exec`, whose streams go past the daemon.
+    let shim = sandbox.shim().map(|shim| shim.address().to_owned());
     let netns = sandbox.netns().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let info = serde_json::json!({
         "pid": pid,
         "processStatus": state.word(),
         "netNamespaceClosed": pid == 0,
         "runtimeHandler": sandbox.handler,
+        "shimAddress": shim,
         "unknownReason": reason,
         // Where other runtimes keep the path, and tools look for it.
         "runtimeSpec": {

@@ -4,7 +4,6 @@
 //! in other terminals find it; when it goes with its process, the next one that needs a daemon becomes it.
 
 use std::{
-    any::Any,
     error::Error,
     fmt, io,
     path::{Path, PathBuf},
@@ -36,8 +35,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Both streams of an exec at their cap, and a little more.
 const MESSAGE_LIMIT: usize = 40 << 20;
 
-/// A running daemon; dropping it ends it (and leaves its pods alone).
-pub type Running = Box<dyn Any + Send + Sync>;
+/// Ends a running daemon in order, and leaves its pods alone.
+pub type Running = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 /// Starts a daemon in this process that serves the endpoint.
 pub type Start = Arc<dyn Fn() -> BoxFuture<'static, Result<Running, Box<dyn Error + Send + Sync>>> + Send + Sync>;
@@ -74,17 +73,21 @@ impl Daemon {
         RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     pub(super) fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT)
     }
 
     /// Whether a daemon answers.
     pub(super) async fn answers(&self) -> Result<(), DaemonError> {
-        let silent = |source| DaemonError::Silent { endpoint: self.endpoint.clone(), source };
+        let silent = |reason| DaemonError::Silent { endpoint: self.endpoint.clone(), reason };
         match timeout(ANSWER_LIMIT, self.runtime().version(VersionRequest::default())).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(silent(Some(Box::new(status)))),
-            Err(_) => Err(silent(None)),
+            Ok(Err(status)) => Err(silent(root_cause(&status))),
+            Err(_) => Err(silent("no answer in time".to_owned())),
         }
     }
 
@@ -112,6 +115,14 @@ impl Daemon {
         timeout(START_LIMIT, attempts).await.unwrap_or(Err(silent))
     }
 
+    /// Ends the daemon that was started here, if one was.
+    pub(super) async fn end(&self) {
+        let running = self.running.lock().await.take();
+        if let Some(end) = running {
+            end().await;
+        }
+    }
+
     /// Calls; when the daemon went away meanwhile, sees to one and calls again. Every changing call of the CRI may be
     /// made twice: the second one joins the first or gets its answer.
     pub(super) async fn call<T, F>(&self, verb: &'static str, call: impl Fn(Self) -> F) -> Result<T, DaemonError>
@@ -127,7 +138,7 @@ impl Daemon {
                     attempt += 1;
                     self.ensure().await?;
                 }
-                Err(status) => return Err(DaemonError::Call { verb, source: Box::new(status) }),
+                Err(status) => return Err(DaemonError::Call { verb, status: Box::new(status) }),
             }
         }
     }
@@ -137,13 +148,12 @@ impl Daemon {
 #[derive(Debug, Error)]
 pub enum DaemonError {
     /// Nothing serves the socket.
-    #[error("reach a daemon at {}", endpoint.display())]
+    #[error("reach a daemon at {}: {reason}", endpoint.display())]
     Silent {
         /// The socket.
         endpoint: PathBuf,
-        /// What connecting said; nothing when it took too long.
-        #[source]
-        source: Option<Box<Status>>,
+        /// What connecting or the answer said.
+        reason: String,
     },
     /// None could be started here.
     #[error("start a daemon in this process")]
@@ -153,12 +163,12 @@ pub enum DaemonError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// It said no.
-    #[error("{verb}: {}", source.message())]
+    #[error("{verb}: {}", status.message())]
     Call {
         /// The RPC.
         verb: &'static str,
-        /// Its status, told above.
-        source: Box<Status>,
+        /// Its status; not a source, since its message is all that a person wants of it.
+        status: Box<Status>,
     },
 }
 
@@ -166,7 +176,7 @@ impl DaemonError {
     /// gRPC's code of what the daemon said.
     pub(super) fn code(&self) -> Option<Code> {
         match self {
-            Self::Call { source, .. } => Some(source.code()),
+            Self::Call { status, .. } => Some(status.code()),
             Self::Silent { .. } | Self::Start { .. } => None,
         }
     }
@@ -193,6 +203,18 @@ fn is_disconnection(status: &Status) -> bool {
     status.source().is_some()
 }
 
+/// Of a broken connection only the innermost cause says something to a person.
+fn root_cause(status: &Status) -> String {
+    let mut cause = match status.source() {
+        Some(cause) => cause,
+        None => return status.message().to_owned(),
+    };
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
 /// Somebody else holds the socket or the state: a daemon that is about to serve.
 fn is_taken(error: &(dyn Error + 'static)) -> bool {
     let mut error = Some(error);
@@ -201,7 +223,10 @@ fn is_taken(error: &(dyn Error + 'static)) -> bool {
             return true;
         }
         if let Some(io) = current.downcast_ref::<io::Error>() {
-            return matches!(io.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy);
+            return matches!(
+                io.kind(),
+                io::ErrorKind::AddrInUse | io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy
+            );
         }
         error = current.source();
     }

@@ -127,12 +127,6 @@ impl PodDirectory {
         }
     }
 
-    /// Whether a runner lives. (A test of the lock, so not for one who holds it.)
-    pub(super) fn is_held(&self) -> bool {
-        let Ok(file) = File::open(self.path.join("lock")) else { return false };
-        flock(&file, FlockOperation::NonBlockingLockShared).is_err()
-    }
-
     /// Another name for the same directory, which does not hold it.
     pub(super) fn other(&self) -> Self {
         Self { path: self.path.clone(), logs: self.logs.clone(), lock: None }
@@ -389,7 +383,6 @@ mod tests {
         drop(lock);
         let (found, record) = pods.find("default", "web").unwrap().unwrap();
         assert_eq!(record.pod.metadata.name.as_deref(), Some("web"));
-        assert!(found.is_held());
         assert!(found.hold().unwrap().is_none());
         assert!(pods.find("other", "web").unwrap().is_none());
 

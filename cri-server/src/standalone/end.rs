@@ -95,7 +95,9 @@ async fn running_containers(daemon: &Daemon, directory: &PodDirectory) -> Result
         .await?;
     // What is Unknown may run, and a stop of what does not is no harm.
     let may_run = |state: i32| {
-        [cri::ContainerState::ContainerRunning, cri::ContainerState::ContainerUnknown].iter().any(|s| i32::from(*s) == state)
+        [cri::ContainerState::ContainerRunning, cri::ContainerState::ContainerUnknown]
+            .iter()
+            .any(|s| i32::from(*s) == state)
     };
     Ok(answer.containers.into_iter().filter(|container| may_run(container.state)).collect())
 }

@@ -11,7 +11,9 @@ use std::{
 
 use clap::Args;
 use containerd_shim_protos::{
-    api::{CloseIORequest, DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest},
+    api::{
+        CloseIORequest, DeleteRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest,
+    },
     protobuf::well_known_types::any::Any,
     shim_async::TaskClient,
 };
@@ -212,7 +214,7 @@ impl Exec {
         let stdout = self.fifo("stdout")?;
         let stderr = if self.has_terminal { None } else { Some(self.fifo("stderr")?) };
         // Open before the shim opens the other ends, so that neither side waits.
-        let input = stdin.as_deref().map(|path| self.open(path, |path| sender(path))).transpose()?;
+        let input = stdin.as_deref().map(|path| self.open(path, sender)).transpose()?;
         let output = self.open(&stdout, receiver)?;
         let errors = stderr.as_deref().map(|path| self.open(path, receiver)).transpose()?;
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::fs::inotify;
-use tokio::{fs::File, io::unix::AsyncFd, io::AsyncReadExt as _, sync::watch};
+use tokio::{fs::File, io::AsyncReadExt as _, io::unix::AsyncFd, sync::watch};
 
 /// Where a container wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +146,9 @@ impl Changes {
                 | inotify::WatchFlags::DELETE
                 | inotify::WatchFlags::DELETE_SELF;
             inotify::add_watch(&fd, directory, flags)?;
-            AsyncFd::register(fd)
+            // Our own descriptor, which nobody closes under it.
+            #[expect(deprecated, reason = "its successor is unsafe, and this descriptor is owned")]
+            AsyncFd::new(fd)
         };
         Self(watch().ok())
     }

@@ -109,8 +109,7 @@ pub(super) async fn run(arguments: LogsArguments, daemon: Daemon, pods: Pods) ->
             let found = find::containers(&daemon, &arguments.namespace, &arguments.pod).await?;
             let names: Vec<String> = found.iter().map(|one| find::name(one).to_owned()).collect();
             let container = find::choose(&arguments.pod, &names, arguments.container.as_deref())?;
-            let mut attempts: Vec<&cri::Container> =
-                found.iter().filter(|one| find::name(one) == container).collect();
+            let mut attempts: Vec<&cri::Container> = found.iter().filter(|one| find::name(one) == container).collect();
             attempts.sort_by_key(|one| std::cmp::Reverse(find::attempt(one)));
             let chosen = attempts.get(usize::from(arguments.previous)).ok_or_else(|| none(container.clone()))?;
             let request = cri::ContainerStatusRequest { container_id: chosen.id.clone(), verbose: false };

@@ -13,6 +13,8 @@ mod daemon;
 mod directory;
 mod end;
 mod exec;
+#[cfg(test)]
+mod fake;
 mod find;
 mod log;
 mod logs;
@@ -28,7 +30,6 @@ mod tests;
 mod volumes;
 
 use std::{
-    any::Any,
     error::Error,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -38,6 +39,10 @@ use std::{
 use clap::{Args, Subcommand};
 use futures::FutureExt as _;
 
+use self::{
+    daemon::{Daemon, Running, Start},
+    directory::Pods,
+};
 pub use self::{
     exec::{ExecArguments, ExecError},
     logs::{LogsArguments, LogsError},
@@ -45,11 +50,12 @@ pub use self::{
     run::{RunArguments, RunError},
     stop::{StopArguments, StopError},
 };
-use self::{
-    daemon::{Daemon, Running, Start},
-    directory::Pods,
+use crate::{
+    app::App,
+    config::Config,
+    error::Chain,
+    image::{self, cli::ImageCommand},
 };
-use crate::{app::App, config::Config, error::Chain};
 
 /// Where Kubernetes' tools look for logs of pods.
 const LOGS: &str = "/var/log/pods";
@@ -59,36 +65,55 @@ const LOGS: &str = "/var/log/pods";
 pub enum Command {
     /// Run pods from their manifests, in the foreground
     Run {
+        /// Which daemon
         #[command(flatten)]
         endpoint: Endpoint,
+        /// What to do
         #[command(flatten)]
         arguments: RunArguments,
     },
     /// List pods and their containers
     Ps {
+        /// Which daemon
         #[command(flatten)]
         endpoint: Endpoint,
+        /// What to do
         #[command(flatten)]
         arguments: PsArguments,
     },
     /// Show what a container wrote
     Logs {
+        /// Which daemon
         #[command(flatten)]
         endpoint: Endpoint,
+        /// What to do
         #[command(flatten)]
         arguments: LogsArguments,
     },
     /// Run a command in a container
     Exec {
+        /// Which daemon
         #[command(flatten)]
         endpoint: Endpoint,
+        /// What to do
         #[command(flatten)]
         arguments: ExecArguments,
     },
-    /// End pods that `vaina run` started
-    Stop {
+    /// Import, list, pull and remove images
+    Image {
+        /// Which daemon
         #[command(flatten)]
         endpoint: Endpoint,
+        /// What to do
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// End pods that `vaina run` started
+    Stop {
+        /// Which daemon
+        #[command(flatten)]
+        endpoint: Endpoint,
+        /// What to do
         #[command(flatten)]
         arguments: StopArguments,
     },
@@ -97,8 +122,11 @@ pub enum Command {
 /// Which daemon.
 #[derive(Debug, Clone, Args)]
 pub struct Endpoint {
+    /// Configuration file [default: /etc/vaina/config.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// CRI socket, instead of the configured one; then no daemon is started in here
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, alias = "socket", global = true, value_name = "SOCKET")]
     endpoint: Option<PathBuf>,
 }
 
@@ -106,34 +134,51 @@ pub struct Endpoint {
 ///
 /// Needs a tokio runtime with more than one thread when it may start a daemon; the caller leaves with
 /// `std::process::exit`, since a read of standard input may still be under way.
-pub async fn run(command: Command, config: Config) -> ExitCode {
-    let code = match command {
-        Command::Run { endpoint, arguments } => {
-            told(run::run(arguments, endpoint.daemon(&config), pods(&config)).await)
-        }
-        Command::Ps { endpoint, arguments } => {
-            // To look must not start anything.
-            let daemon = Daemon::new(&endpoint.socket(&config), None);
-            told(ps::run(arguments, daemon, pods(&config)).await.map(|(table, note)| {
-                use std::io::Write as _;
-                if let Some(note) = note {
-                    eprintln!("vaina: {note}");
-                }
-                // A reader that left has what it wanted.
-                let _ = std::io::stdout().lock().write_all(table.as_bytes());
-                0
-            }))
-        }
-        Command::Logs { endpoint, arguments } => {
-            let daemon = Daemon::new(&endpoint.socket(&config), None);
-            told(logs::run(arguments, daemon, pods(&config)).await.map(|()| 0))
-        }
-        Command::Exec { endpoint, arguments } => told(exec::run(arguments, endpoint.daemon(&config), &config).await),
-        Command::Stop { endpoint, arguments } => {
-            told(stop::run(arguments, endpoint.daemon(&config), pods(&config)).await.map(|()| 0))
-        }
+pub async fn run(command: Command) -> ExitCode {
+    let endpoint = match &command {
+        Command::Run { endpoint, .. }
+        | Command::Ps { endpoint, .. }
+        | Command::Logs { endpoint, .. }
+        | Command::Exec { endpoint, .. }
+        | Command::Image { endpoint, .. }
+        | Command::Stop { endpoint, .. } => endpoint.clone(),
     };
+    let config = match Config::load(endpoint.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return ExitCode::from(told(Err(error))),
+    };
+    let pods = Pods::new(&config.root, Path::new(LOGS));
+    // To look must not start anything.
+    let only_look = matches!(command, Command::Ps { .. } | Command::Logs { .. });
+    let daemon = endpoint.daemon(&config, !only_look);
+    let code = match command {
+        Command::Run { arguments, .. } => told(run::run(arguments, daemon.clone(), pods).await),
+        Command::Ps { arguments, .. } => {
+            told(ps::run(arguments, daemon.clone(), pods).await.map(|shown| shown.print()))
+        }
+        Command::Logs { arguments, .. } => told(logs::run(arguments, daemon.clone(), pods).await.map(|()| 0)),
+        Command::Exec { arguments, .. } => told(exec::run(arguments, daemon.clone(), &config).await),
+        Command::Image { command, .. } => told(image(command, &daemon).await),
+        Command::Stop { arguments, .. } => told(stop::run(arguments, daemon.clone(), pods).await.map(|()| 0)),
+    };
+    daemon.end().await;
     ExitCode::from(code)
+}
+
+/// The commands of the image store, which know no other way than the socket either.
+async fn image(command: ImageCommand, daemon: &Daemon) -> Result<u8, ImageError> {
+    daemon.ensure().await?;
+    image::cli::run(command, daemon.channel(), &mut std::io::stdout()).await?;
+    Ok(0)
+}
+
+/// Why a command on images did not do its work.
+#[derive(Debug, thiserror::Error)]
+enum ImageError {
+    #[error(transparent)]
+    Daemon(#[from] daemon::DaemonError),
+    #[error(transparent)]
+    Command(#[from] image::cli::ImageCommandError),
 }
 
 impl Endpoint {
@@ -144,9 +189,9 @@ impl Endpoint {
         }
     }
 
-    fn daemon(&self, config: &Config) -> Daemon {
+    fn daemon(&self, config: &Config, may_start: bool) -> Daemon {
         // A socket that somebody named is that somebody's to serve.
-        let start = self.endpoint.is_none().then(|| embedded(config.clone()));
+        let start = (may_start && self.endpoint.is_none()).then(|| embedded(config.clone()));
         Daemon::new(&self.socket(config), start)
     }
 }
@@ -156,14 +201,11 @@ fn embedded(config: Config) -> Start {
         let config = config.clone();
         async move {
             let running = App::start(config).await.map_err(|error| Box::new(error) as Box<dyn Error + Send + Sync>)?;
-            Ok(Box::new(running) as Box<dyn Any + Send + Sync> as Running)
+            let end: Running = Box::new(move || running.shut_down().boxed());
+            Ok(end)
         }
         .boxed()
     })
-}
-
-fn pods(config: &Config) -> Pods {
-    Pods::new(&config.root, Path::new(LOGS))
 }
 
 /// The code, or the error on one line (a manifest's problems on one each).

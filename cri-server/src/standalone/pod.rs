@@ -28,8 +28,7 @@ use super::{
     convert::{self, ConvertError, Host, Identity, Image, Paths},
     daemon::{Daemon, DaemonError},
     directory::{DirectoryError, PodDirectory, Pods, Stop, Waiting, unix_milliseconds},
-    end,
-    log,
+    end, log,
     terminal::{Level, Subject, Terminal, duration},
     volumes::{self, VolumeError},
 };
@@ -100,12 +99,6 @@ pub enum PodError {
         #[source]
         source: Box<PodError>,
     },
-    /// The sandbox is gone under the pod.
-    #[error("keep pod {pod}: its sandbox ended")]
-    SandboxEnded {
-        /// Its name.
-        pod: String,
-    },
 }
 
 impl PodError {
@@ -124,7 +117,7 @@ impl PodError {
                         | Code::Unimplemented
                 )
             ),
-            Self::Directory(_) | Self::File { .. } | Self::Start { .. } | Self::SandboxEnded { .. } => false,
+            Self::Directory(_) | Self::File { .. } | Self::Start { .. } => false,
         }
     }
 }
@@ -136,7 +129,7 @@ impl Classify for PodError {
             Self::Volume(error) => error.kind(),
             Self::Daemon(error) => error.kind(),
             Self::Convert(_) => Kind::InvalidArgument,
-            Self::File { .. } | Self::SandboxEnded { .. } => Kind::Internal,
+            Self::File { .. } => Kind::Internal,
             Self::NoImage { .. } => Kind::NotFound,
             Self::Start { source, .. } => source.kind(),
         }
@@ -232,6 +225,8 @@ struct Life {
     subject: Subject,
     members: Vec<Member>,
     sandbox: Option<(String, cri::PodSandboxConfig)>,
+    /// Counts sandboxes: one that ends under the pod is replaced.
+    attempt: u32,
     addresses: Vec<String>,
 }
 
@@ -240,8 +235,7 @@ impl Life {
         let spec = convert::spec(&pod);
         let name = Identity::of(&pod).name.to_owned();
         let members = spec.containers.iter().enumerate().map(|(index, container)| {
-            let label =
-                if context.several { format!("{name}/{}", container.name) } else { container.name.clone() };
+            let label = if context.several { format!("{name}/{}", container.name) } else { container.name.clone() };
             Member {
                 container: container.clone(),
                 subject: Subject::new(label, color + 1 + index),
@@ -258,6 +252,7 @@ impl Life {
             paths: directory.paths(),
             subject: Subject::new(name, color),
             sandbox: None,
+            attempt: 0,
             addresses: Vec::new(),
             pod,
             spec,
@@ -300,7 +295,10 @@ impl Life {
 
     async fn start_sandbox(&mut self) -> Result<(), PodError> {
         let begin = Instant::now();
-        let config = convert::sandbox(&self.pod, &self.paths, &self.context.host);
+        let mut config = convert::sandbox(&self.pod, &self.paths, &self.context.host);
+        if let Some(metadata) = &mut config.metadata {
+            metadata.attempt = self.attempt;
+        }
         let handler = self.spec.runtime_class_name.clone().unwrap_or_default();
         let daemon = &self.context.daemon;
         let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler };
@@ -331,6 +329,35 @@ impl Life {
         };
         self.event(Level::Normal, "Sandbox", &format!("{place}, in {}", duration(begin.elapsed())));
         Ok(())
+    }
+
+    /// Makes a new sandbox if the pod's has ended (its shim was killed, say), as a kubelet does. What ran in it is noted
+    /// as ended in the usual way.
+    async fn keep_sandbox(&mut self) -> Result<(), PodError> {
+        let (id, _) = self.sandbox.clone().unwrap_or_default();
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id, verbose: false };
+        let answer = self
+            .context
+            .daemon
+            .call("PodSandboxStatus", |daemon| {
+                let request = request.clone();
+                async move { daemon.runtime().pod_sandbox_status(request).await }
+            })
+            .await;
+        match answer {
+            Ok(answer) => {
+                let state = answer.status.map(|status| status.state);
+                if state == Some(cri::PodSandboxState::SandboxReady.into()) {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.code() == Some(Code::NotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.event(Level::Warning, "SandboxChanged", "the sandbox has ended under the pod; making a new one");
+        end::remove_sandboxes(&self.context.daemon, &self.directory).await?;
+        self.attempt += 1;
+        self.start_sandbox().await
     }
 
     fn write_hosts(&self) -> Result<(), PodError> {
@@ -375,6 +402,9 @@ impl Life {
     /// One attempt at a container. An error only if there can be no other.
     async fn start(&mut self, index: usize) -> Result<(), PodError> {
         let is_first = self.members[index].attempt == 0 && self.members[index].previous.is_none();
+        if !is_first && let Err(error) = self.keep_sandbox().await {
+            return self.not_started(index, error, "SandboxError", is_first);
+        }
         let image = match self.image(index).await {
             Ok(image) => image,
             Err(error) => return self.not_started(index, error, "ErrImagePull", is_first),
@@ -441,7 +471,8 @@ impl Life {
             Some(policy) => policy,
             None => default_pull_policy(&name),
         };
-        let event = |reason: &str, text: &str| self.context.terminal.event(&member.subject, Level::Normal, reason, text);
+        let event =
+            |reason: &str, text: &str| self.context.terminal.event(&member.subject, Level::Normal, reason, text);
         if policy != "Always" {
             if let Some(image) = self.image_status(&name).await? {
                 return Ok(image);
@@ -544,10 +575,14 @@ impl Life {
     /// Waits until a running container is not running any more; also an error if the sandbox itself is gone.
     async fn ended(&self) -> Result<Vec<String>, PodError> {
         let Some((sandbox, _)) = &self.sandbox else { return std::future::pending().await };
-        let running: Vec<&String> = self.members.iter().filter_map(|member| match &member.state {
-            State::Running { id, .. } => Some(id),
-            State::Waiting(_) | State::Done { .. } => None,
-        }).collect();
+        let running: Vec<&String> = self
+            .members
+            .iter()
+            .filter_map(|member| match &member.state {
+                State::Running { id, .. } => Some(id),
+                State::Waiting(_) | State::Done { .. } => None,
+            })
+            .collect();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -575,7 +610,8 @@ impl Life {
 
     /// Takes note of a container's end and decides whether it is started again.
     async fn note_end(&mut self, id: &str) -> Result<(), PodError> {
-        let found = self.members.iter().position(|member| matches!(&member.state, State::Running { id: own, .. } if own == id));
+        let found =
+            self.members.iter().position(|member| matches!(&member.state, State::Running { id: own, .. } if own == id));
         let Some(index) = found else { return Ok(()) };
         let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         let answer = self

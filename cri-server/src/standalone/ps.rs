@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write as _},
     time::{Duration, SystemTime},
 };
 
@@ -48,12 +49,26 @@ impl Classify for PsError {
     }
 }
 
-/// Makes the table, and a word for standard error when it is not all.
-pub(super) async fn run(
-    arguments: PsArguments,
-    daemon: Daemon,
-    pods: Pods,
-) -> Result<(String, Option<String>), PsError> {
+/// The table, and a word for standard error when it is not all.
+pub(super) struct Shown {
+    pub(super) table: String,
+    pub(super) note: Option<String>,
+}
+
+impl Shown {
+    /// Prints both; the exit code is 0.
+    pub(super) fn print(&self) -> u8 {
+        if let Some(note) = &self.note {
+            eprintln!("vaina: {note}");
+        }
+        // A reader that left has what it wanted.
+        let _ = io::stdout().lock().write_all(self.table.as_bytes());
+        0
+    }
+}
+
+/// Looks at all pods.
+pub(super) async fn run(arguments: PsArguments, daemon: Daemon, pods: Pods) -> Result<Shown, PsError> {
     let mut rows = Vec::new();
     let mut note = None;
     let mut own = BTreeMap::new();
@@ -105,7 +120,7 @@ pub(super) async fn run(
     }
     rows.retain(|row| arguments.namespace.as_ref().is_none_or(|namespace| *namespace == row.namespace));
     rows.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    Ok((table(&rows, !arguments.pods), note))
+    Ok(Shown { table: table(&rows, !arguments.pods), note })
 }
 
 type Seen = (Vec<cri::PodSandbox>, Vec<cri::Container>, BTreeMap<String, String>);
@@ -336,8 +351,11 @@ default    web   Running  1/2    2         10.88.0.2  42s
     #[test]
     fn the_newest_attempt_counts() {
         use cri::ContainerState::{ContainerExited, ContainerRunning};
-        let containers =
-            [container("a", 1, ContainerRunning), container("a", 0, ContainerExited), container("b", 0, ContainerExited)];
+        let containers = [
+            container("a", 1, ContainerRunning),
+            container("a", 0, ContainerExited),
+            container("b", 0, ContainerExited),
+        ];
         let newest = newest(containers.iter());
         assert_eq!(newest.iter().map(attempt).collect::<Vec<_>>(), [1, 0]);
     }

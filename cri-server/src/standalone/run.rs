@@ -232,7 +232,8 @@ fn width(pods: &[Pod]) -> usize {
 /// What of this machine shows in a pod.
 pub(super) fn host() -> std::io::Result<Host> {
     let memory = fs::read_to_string("/proc/meminfo")?;
-    let kilobytes = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let kilobytes =
+        memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
     let memory = kilobytes.map_or(0, |kilobytes: i64| kilobytes.saturating_mul(1024));
     let name = nix::unistd::gethostname()?.to_string_lossy().into_owned();
     // Without one pods have none either.

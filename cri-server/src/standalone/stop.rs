@@ -142,8 +142,10 @@ pub(super) async fn run(arguments: StopArguments, daemon: Daemon, pods: Pods) ->
     for (_, _, directory, record) in &found {
         directory.request_stop(Stop::within(grace.unwrap_or_else(|| grace_period(&convert::spec(&record.pod)))))?;
     }
-    super::pod::all(found.into_iter().map(|(namespace, name, directory, _)| end_one(&daemon, namespace, name, directory)))
-        .await
+    super::pod::all(
+        found.into_iter().map(|(namespace, name, directory, _)| end_one(&daemon, namespace, name, directory)),
+    )
+    .await
 }
 
 async fn end_one(daemon: &Daemon, namespace: String, name: String, directory: PodDirectory) -> Result<(), StopError> {

@@ -87,7 +87,8 @@ impl Terminal {
         };
         let mut lines = message.lines();
         let first = lines.next().unwrap_or("");
-        let mut text = format!("{} {} {reason}: {first}\n", self.name(subject), self.paint("2", &format!("+{elapsed}")));
+        let mut text =
+            format!("{} {} {reason}: {first}\n", self.name(subject), self.paint("2", &format!("+{elapsed}")));
         for line in lines {
             text += &format!("{} {line}\n", self.name(subject));
         }
@@ -112,7 +113,7 @@ pub(super) fn duration(duration: Duration) -> String {
         0 => format!("{} ms", duration.subsec_millis()),
         1..10 if duration.subsec_millis() >= 50 => format!("{:.1} s", duration.as_secs_f64()),
         1..60 => format!("{seconds} s"),
-        60..3600 if seconds % 60 == 0 => format!("{} min", seconds / 60),
+        60..3600 if seconds.is_multiple_of(60) => format!("{} min", seconds / 60),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }

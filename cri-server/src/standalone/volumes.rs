@@ -117,16 +117,12 @@ fn host_path(source: &HostPathVolumeSource) -> Result<(), HostPathError> {
     let path = Path::new(&source.path);
     let kind = source.type_.as_deref().unwrap_or("");
     match kind {
-        "DirectoryOrCreate" => {
-            if !path.exists() {
-                DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-            }
+        "DirectoryOrCreate" if !path.exists() => {
+            DirBuilder::new().recursive(true).mode(0o755).create(path)?;
         }
-        "FileOrCreate" => {
-            if !path.exists() {
-                File::options().create(true).append(true).open(path)?;
-                fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
-            }
+        "FileOrCreate" if !path.exists() => {
+            File::options().create(true).append(true).open(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
         }
         _ => {}
     }

@@ -174,13 +174,13 @@ fn container(container: &Container, path: &str, volumes: &BTreeSet<&str>, report
         if env.value.as_deref().is_some_and(|value| !value.is_empty()) {
             report.add(format!("{path}.valueFrom"), "must not be set together with value");
         }
-        if let Some(field) = &from.field_ref {
-            if !is_field_path(&field.field_path) {
-                let known = "metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], \
-                    metadata.annotations['KEY'], spec.nodeName, status.podIP";
-                let what = format!("{:?} is not supported: expected one of {known}", field.field_path);
-                report.add(format!("{path}.valueFrom.fieldRef.fieldPath"), what);
-            }
+        if let Some(field) = &from.field_ref
+            && !is_field_path(&field.field_path)
+        {
+            let known = "metadata.name, metadata.namespace, metadata.uid, metadata.labels['KEY'], \
+                metadata.annotations['KEY'], spec.nodeName, status.podIP";
+            let what = format!("{:?} is not supported: expected one of {known}", field.field_path);
+            report.add(format!("{path}.valueFrom.fieldRef.fieldPath"), what);
         }
     }
     let mut paths = BTreeSet::new();
