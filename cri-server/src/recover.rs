@@ -126,7 +126,9 @@ fn enter_sandbox(app: &App, sandbox: Sandbox) -> Arc<Sandbox> {
         tracing::error!(sandbox = %sandbox.id, other = %other.id, "two pod sandboxes have the same key");
     }
     for address in lock(&sandbox.kept).addresses.clone() {
-        app.pool.reserve(&sandbox.id, address);
+        if let Err(error) = app.pool.reserve(&sandbox.id, address) {
+            tracing::warn!(sandbox = %sandbox.id, error = %Chain(&error), "the pod's address is not reserved");
+        }
     }
     sandbox
 }
