@@ -114,10 +114,26 @@ pub(crate) async fn recover(app: &Arc<App>) -> Result<Recovered, RecoverError> {
     stream::iter(pods.into_values())
         .for_each_concurrent(AT_ONCE, async |(sandbox, containers)| pod(app, &sandbox, &containers).await)
         .await;
+    restore_ports(app).await;
     if let Err(error) = app.images.sweep().await {
         tracing::warn!(error = %Chain(&error), "images that nobody holds are not removed");
     }
     Ok(recovered)
+}
+
+/// Pods that run have their ports published, whoever flushed the rules meanwhile.
+async fn restore_ports(app: &App) {
+    let attached: Vec<_> = app
+        .index
+        .sandboxes
+        .list()
+        .iter()
+        .filter(|sandbox| matches!(sandbox.state(), SandboxState::Ready(_)))
+        .filter_map(|sandbox| crate::sandbox::steps::attachment(sandbox))
+        .collect();
+    if let Err(error) = app.network.restore(&attached).await {
+        tracing::error!(error = %Chain(&error), "ports of pods are not published again");
+    }
 }
 
 fn enter_sandbox(app: &App, sandbox: Sandbox) -> Arc<Sandbox> {

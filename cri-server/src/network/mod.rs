@@ -29,7 +29,7 @@ mod subnet;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, OwnedFd},
@@ -282,8 +282,8 @@ impl Network {
         self.blocking(move |host| host.detach(&sandbox)).await
     }
 
-    /// Publishes again what these pods have published, where it is gone (somebody flushed the rules), and takes back
-    /// what is published for others. For recovery, with all pods that are attached.
+    /// Publishes again what these pods have published, where it is gone (somebody flushed the rules while no daemon ran)
+    /// or leads elsewhere. For recovery; what other pods have published stays.
     pub async fn restore(&self, attached: &[Attachment]) -> Result<(), NetworkError> {
         let attached = attached.to_vec();
         self.blocking(move |host| host.restore(&attached)).await
@@ -604,22 +604,20 @@ impl Host {
         for attachment in attached {
             wanted.extend(elements_of(attachment)?);
         }
-        let ports: BTreeSet<_> = wanted.iter().map(|element| element.port).collect();
-        let strange: Vec<_> = lock(&self.published)
-            .values()
-            .filter(|element| !wanted.contains(element))
-            .map(|element| element.port)
-            .collect();
-        // What leads elsewhere now goes before it is added as it should be.
-        self.unpublish(&strange)?;
-        let mut missing = wanted;
+        // What leads elsewhere goes before it is added as it should be.
+        let astray: Vec<_> = {
+            let published = lock(&self.published);
+            let leads_elsewhere =
+                |element: &&Element| published.get(&element.port).is_some_and(|there| there.target != element.target);
+            wanted.iter().filter(leads_elsewhere).map(|element| element.port).collect()
+        };
+        self.unpublish(&astray)?;
         {
             let mut published = lock(&self.published);
-            missing.retain(|element| !published.contains_key(&element.port));
-            published.extend(missing.iter().map(|element| (element.port, element.clone())));
-            debug_assert!(published.keys().all(|port| ports.contains(port)), "only what is wanted is left");
+            wanted.retain(|element| !published.contains_key(&element.port));
+            published.extend(wanted.iter().map(|element| (element.port, element.clone())));
         }
-        self.publish(&missing)
+        self.publish(&wanted)
     }
 
     fn is_attached(&self, sandbox: &SandboxId) -> Result<bool, NetworkError> {

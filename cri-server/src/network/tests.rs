@@ -378,13 +378,17 @@ mod root {
         world.runtime.block_on(network.status()).unwrap();
         world.runtime.block_on(network.restore(std::slice::from_ref(&a))).unwrap();
         world.call("outside", (HOST, 8080), &server).unwrap();
-        // What is published for nobody known goes; what is known comes back when another pod publishes.
+        // Flushed while the daemon runs, all comes back when another pod publishes.
         world.run("host", "nft flush ruleset");
         let b = world.pod("b", &[port(8081, 80, Protocol::Tcp)]);
         world.attach(&network, &b).unwrap();
         world.call("outside", (HOST, 8080), &server).unwrap();
         world.runtime.block_on(network.restore(std::slice::from_ref(&a))).unwrap();
-        assert_eq!(world.elements(), 1);
+        assert_eq!(world.elements(), 2);
+        let moved = Attachment { address: Ipv4Addr::new(10, 77, 0, 99).into(), ..a.clone() };
+        world.runtime.block_on(network.restore(&[moved])).unwrap();
+        assert!(world.is_dropped("outside", (HOST, 8080)));
+        world.runtime.block_on(network.restore(std::slice::from_ref(&a))).unwrap();
 
         let other = world.open_as("pods1", "10.78.0.0/24").unwrap();
         world.runtime.block_on(other.status()).unwrap();
