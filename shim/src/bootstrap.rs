@@ -28,7 +28,7 @@ use vaina_sys::process;
 
 use crate::{
     args::Args,
-    error::{Error, Result, Step as _},
+    error::{Result, ShimError, Step as _},
     seal,
 };
 
@@ -147,7 +147,6 @@ fn serve_behind(args: &Args, bundle: &Path, address: &str, listener: UnixListene
         .stdin(OwnedFd::from(listener))
         .stdout(Stdio::null())
         .stderr(log);
-    #[expect(clippy::zombie_processes, reason = "it stays when this process ends, and is then init's or containerd's")]
     let _child = command.spawn()?;
     Ok(())
 }
@@ -173,7 +172,7 @@ pub(crate) fn delete(args: &Args) -> Result<()> {
     let _ = fs::remove_file(socket_path(args, &bundle));
     failed?;
     let response = DeleteResponse { exit_status: 137, ..DeleteResponse::default() };
-    let bytes = response.write_to_bytes().map_err(|error| Error::Invalid(error.to_string()))?;
+    let bytes = response.write_to_bytes().map_err(|error| ShimError::Invalid(error.to_string()))?;
     io::stdout().write_all(&bytes).step(|| "print the answer".to_owned())
 }
 

@@ -19,7 +19,7 @@ use vaina_proto::shim::ExitReport;
 use vaina_sys::cgroup::{Group, Hierarchies};
 
 use crate::{
-    error::{Error, Result, Step as _},
+    error::{Result, ShimError, Step as _},
     io::stdio::{self, ConsoleSocket, Pumps, Triple},
     mount::RootfsMount,
     process::{Phase, Process, Stdio},
@@ -208,7 +208,7 @@ impl Container {
     }
 
     fn exec(&self, exec_id: &str) -> Result<Arc<Exec>> {
-        let missing = || Error::NotFound { what: "exec", id: exec_id.to_owned() };
+        let missing = || ShimError::NotFound { what: "exec", id: exec_id.to_owned() };
         self.execs().get(exec_id).cloned().ok_or_else(missing)
     }
 
@@ -221,9 +221,9 @@ impl Container {
                 self.init.started(pid, now());
                 Ok(pid)
             }
-            Phase::Running { .. } => Err(Error::Precondition(format!("container {:?} runs already", self.id))),
+            Phase::Running { .. } => Err(ShimError::Precondition(format!("container {:?} runs already", self.id))),
             Phase::Prepared | Phase::Exited { .. } => {
-                Err(Error::Precondition(format!("container {:?} has ended", self.id)))
+                Err(ShimError::Precondition(format!("container {:?} has ended", self.id)))
             }
         }
     }
@@ -232,11 +232,11 @@ impl Container {
     pub(crate) fn prepare_exec(&self, exec_id: &str, stdio: Stdio, spec: Vec<u8>) -> Result<()> {
         // It names files.
         if exec_id.is_empty() || exec_id.starts_with('.') || exec_id.contains('/') {
-            return Err(Error::Invalid(format!("exec id {exec_id:?} is not valid")));
+            return Err(ShimError::Invalid(format!("exec id {exec_id:?} is not valid")));
         }
         let mut execs = self.execs();
         if execs.contains_key(exec_id) {
-            return Err(Error::AlreadyExists { what: "exec", id: exec_id.to_owned() });
+            return Err(ShimError::AlreadyExists { what: "exec", id: exec_id.to_owned() });
         }
         execs.insert(exec_id.to_owned(), Arc::new(Exec { process: Arc::new(Process::new(stdio)), spec }));
         Ok(())
@@ -250,7 +250,7 @@ impl Container {
     ) -> Result<u32> {
         let exec = self.exec(exec_id)?;
         if !matches!(exec.process.phase(), Phase::Prepared) {
-            return Err(Error::Precondition(format!("exec {exec_id:?} was started already")));
+            return Err(ShimError::Precondition(format!("exec {exec_id:?} was started already")));
         }
         let started = self.run_exec(exec_id, &exec).await;
         match started {
@@ -312,14 +312,15 @@ impl Container {
     /// Signals a process, or with `all` everything that belongs to it.
     pub(crate) fn kill(&self, exec_id: &str, signal: i32, all: bool) -> Result<()> {
         let process = self.process(exec_id)?;
-        let failed = |source| Error::Io { step: format!("send signal {signal}"), source };
-        let finished = || Error::NotFound { what: "process", id: format!("{} {exec_id} (already finished)", self.id) };
+        let failed = |source| ShimError::Io { step: format!("send signal {signal}"), source };
+        let finished =
+            || ShimError::NotFound { what: "process", id: format!("{} {exec_id} (already finished)", self.id) };
         let pid = match process.phase() {
-            Phase::Prepared => return Err(Error::Precondition(format!("exec {exec_id:?} was not started"))),
+            Phase::Prepared => return Err(ShimError::Precondition(format!("exec {exec_id:?} was not started"))),
             phase => phase.live_pid(),
         };
         if all && exec_id.is_empty() {
-            let Some(group) = &self.group else { return Err(Error::Unimplemented("signalling a host's cgroup")) };
+            let Some(group) = &self.group else { return Err(ShimError::Unimplemented("signalling a host's cgroup")) };
             for pid in group.pids().map_err(failed)? {
                 send(pid, signal).map_err(failed)?;
             }
@@ -438,7 +439,7 @@ impl Container {
     pub(crate) async fn delete(&self) -> Result<ExitReport> {
         let _change = self.change.lock().await;
         if matches!(self.init.phase(), Phase::Running { .. }) {
-            return Err(Error::Precondition(format!("container {:?} runs", self.id)));
+            return Err(ShimError::Precondition(format!("container {:?} runs", self.id)));
         }
         self.runtime.delete(&self.reaper, &self.id, &self.bundle).await?;
         Ok(self.init.wait().await)
@@ -451,7 +452,7 @@ impl Container {
             Phase::Exited { pid, report, .. } => (pid, report),
             Phase::Prepared => (0, ExitReport::default()),
             Phase::Created { .. } | Phase::Running { .. } => {
-                return Err(Error::Precondition(format!("exec {exec_id:?} runs")));
+                return Err(ShimError::Precondition(format!("exec {exec_id:?} runs")));
             }
         };
         self.execs().remove(exec_id);

@@ -6,7 +6,7 @@ use ttrpc::Code;
 
 /// Why a call failed. The message names the step; the chain of sources is sent with it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub(crate) enum ShimError {
     #[error("{what} {id:?} is not in this pod")]
     NotFound { what: &'static str, id: String },
     #[error("{what} {id:?} exists already")]
@@ -23,7 +23,7 @@ pub(crate) enum Error {
     Runtime(#[from] crate::runtime::RuntimeError),
 }
 
-pub(crate) type Result<T> = std::result::Result<T, Error>;
+pub(crate) type Result<T> = std::result::Result<T, ShimError>;
 
 /// Names the step that an I/O error belongs to.
 pub(crate) trait Step<T> {
@@ -32,17 +32,17 @@ pub(crate) trait Step<T> {
 
 impl<T> Step<T> for io::Result<T> {
     fn step(self, step: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Io { step: step(), source })
+        self.map_err(|source| ShimError::Io { step: step(), source })
     }
 }
 
 impl<T> Step<T> for nix::Result<T> {
     fn step(self, step: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|errno| Error::Io { step: step(), source: errno.into() })
+        self.map_err(|errno| ShimError::Io { step: step(), source: errno.into() })
     }
 }
 
-impl Error {
+impl ShimError {
     /// The message with all causes, on one line.
     pub(crate) fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -68,8 +68,8 @@ impl Error {
     }
 }
 
-impl From<Error> for ttrpc::Error {
-    fn from(error: Error) -> Self {
+impl From<ShimError> for ttrpc::Error {
+    fn from(error: ShimError) -> Self {
         ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), error.chain()))
     }
 }

@@ -47,7 +47,9 @@ fn main() -> ExitCode {
         "start" => bootstrap::start(&args),
         "delete" => bootstrap::delete(&args),
         "" if !args.socket.is_empty() => server::serve(&args),
-        other => Err(error::Error::Invalid(format!("unknown action {other:?}: start, delete, or -socket to serve"))),
+        other => {
+            Err(error::ShimError::Invalid(format!("unknown action {other:?}: start, delete, or -socket to serve")))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

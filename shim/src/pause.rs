@@ -16,7 +16,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, Step as _},
+    error::{Result, ShimError, Step as _},
     init,
     reaper::{Child, Reaper},
 };
@@ -87,12 +87,12 @@ fn set_sysctl(namespaces: &Namespaces, name: &str, value: &str) -> Result<()> {
     let network = name.starts_with("net.");
     let allowed = (ipc && !namespaces.host_ipc) || ((network || uts) && !namespaces.host_network);
     if !allowed {
-        return Err(Error::Invalid(format!(
+        return Err(ShimError::Invalid(format!(
             "set sysctl {name:?}: it is not of a namespace that the pod has of its own"
         )));
     }
     if name.contains("..") {
-        return Err(Error::Invalid(format!("set sysctl {name:?}: not a name")));
+        return Err(ShimError::Invalid(format!("set sysctl {name:?}: not a name")));
     }
     // A slash separates as well as a dot, and then dots belong to names (interfaces such as eth0.1).
     let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };

@@ -23,7 +23,7 @@ use crate::{
     args::Args,
     bootstrap::Legacy,
     container::{Container, Create},
-    error::{Error, Result, Step as _},
+    error::{Result, ShimError, Step as _},
     events::Events,
     pause::{self, Namespaces},
     process::Stdio,
@@ -180,7 +180,7 @@ impl Pod {
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
         match self.containers().get(id) {
             Some(Slot::There(container)) => Ok(Arc::clone(container)),
-            Some(Slot::Taken) | None => Err(Error::NotFound { what: "container", id: id.to_owned() }),
+            Some(Slot::Taken) | None => Err(ShimError::NotFound { what: "container", id: id.to_owned() }),
         }
     }
 
@@ -205,7 +205,7 @@ impl Pod {
         {
             let mut containers = self.containers();
             if containers.contains_key(&id) {
-                return Err(Error::AlreadyExists { what: "container", id });
+                return Err(ShimError::AlreadyExists { what: "container", id });
             }
             containers.insert(id.clone(), Slot::Taken);
         }

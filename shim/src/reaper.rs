@@ -92,7 +92,6 @@ impl Reaper {
     /// Starts a program.
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         // The handle is dropped on purpose: waiting happens in `collect`.
-        #[expect(clippy::zombie_processes, reason = "collected by the reaper")]
         let child = command.spawn()?;
         Ok(self.claim(child.id()))
     }

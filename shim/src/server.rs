@@ -8,7 +8,7 @@ use ttrpc::r#async::{Server, transport::Listener};
 use crate::{
     args::Args,
     bootstrap::{bundle, inherited_listener},
-    error::{Error, Result, Step as _},
+    error::{Result, ShimError, Step as _},
     pod::Pod,
     reaper::Reaper,
     seal, service,
@@ -38,7 +38,7 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
         let pod = Pod::new(args, bundle, own, reaper).step(|| "record the shim".to_owned())?;
         let listener = Listener::try_from(listener).step(|| "listen".to_owned())?;
         let mut server = service::register(Server::new(), &pod).add_listener(listener);
-        server.start().await.map_err(|error| Error::Invalid(format!("serve: {error}")))?;
+        server.start().await.map_err(|error| ShimError::Invalid(format!("serve: {error}")))?;
         pod.ended().await;
         let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
         if let Some(path) = args.socket.strip_prefix("unix://") {

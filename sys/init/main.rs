@@ -4,8 +4,9 @@
 //! build script, embedded in the shim, and run from a sealed copy in memory, so that no container that shares the PID namespace
 //! can overwrite it through `/proc/1/exe`.
 //!
-//! It blocks all signals and takes them one by one: SIGCHLD means to collect, SIGTERM and SIGINT to end (from outside the
-//! namespace; the kernel shields PID 1 from its own), others mean nothing. Its end takes the namespace with it.
+//! It blocks all signals and takes them one by one: SIGCHLD means to collect, SIGTERM and SIGINT from outside the namespace to
+//! end, others mean nothing. Its end takes the namespace with it, so a container must not be able to order it: a blocked signal
+//! is queued even for PID 1, and what tells the two apart is that a sender outside has no pid in here.
 
 #![no_std]
 #![no_main]
@@ -67,6 +68,14 @@ unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
     result
 }
 
+/// `siginfo_t`: 128 bytes, of which the sender's pid is read.
+#[repr(C, align(8))]
+struct SignalInfo {
+    number_error_code: [i32; 4],
+    sender: i32,
+    rest: [u8; 108],
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn main() -> ! {
     let all: u64 = u64::MAX;
@@ -77,9 +86,14 @@ extern "C" fn main() -> ! {
         // Collect first: a child may have ended before the signals were blocked.
         // SAFETY: no status and no usage are asked for, so both pointers are null.
         while unsafe { call(number::WAIT4, ANY_CHILD, 0, WNOHANG, 0) } > 0 {}
-        // SAFETY: the mask as above; neither information nor a time limit, so both pointers are null.
-        let signal = unsafe { call(number::RT_SIGTIMEDWAIT, mask, 0, 0, size_of::<u64>()) };
-        if signal == SIGTERM || signal == SIGINT {
+        let mut info = SignalInfo { number_error_code: [0; 4], sender: 0, rest: [0; 108] };
+        let place = &raw mut info as usize;
+        // SAFETY: the mask as above; `info` has the size and alignment of what is written there and lives through the call; no
+        // time limit is given, so that pointer is null.
+        let signal = unsafe { call(number::RT_SIGTIMEDWAIT, mask, place, 0, size_of::<u64>()) };
+        // SAFETY: it is initialised and lives; read as volatile, since the compiler does not see the kernel write it.
+        let sender = unsafe { core::ptr::read_volatile(&raw const info.sender) };
+        if (signal == SIGTERM || signal == SIGINT) && sender == 0 {
             // SAFETY: ends the process; takes no pointer.
             unsafe { call(number::EXIT, 0, 0, 0, 0) };
         }

@@ -261,9 +261,8 @@ pub(crate) fn terminal(
     let mut reader = pipe::Receiver::from_owned_fd_unchecked(dup(&master)?)?;
     pumps.tasks.push(tokio::spawn(async move {
         let mut buffer = vec![0; 32 * 1024];
-        loop {
-            // EIO: the last process closed the other side.
-            let Ok(count @ 1..) = reader.read(&mut buffer).await else { break };
+        // EIO: the last process closed the other side.
+        while let Ok(count @ 1..) = reader.read(&mut buffer).await {
             if let Some(sink) = &mut sink {
                 sink.write(&buffer[..count]);
             }

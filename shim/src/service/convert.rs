@@ -12,7 +12,7 @@ use vaina_proto::shim::{ContainerPhase, ContainerState, SandboxOptions, TaskOpti
 
 use crate::{
     container::{Container, Create},
-    error::{Error, Result},
+    error::{Result, ShimError},
     mount::RootfsMount,
     pause::Namespaces,
     pod::{Pod, timestamp},
@@ -25,7 +25,7 @@ fn type_name(any: &Any) -> &str {
 }
 
 fn decode<T: containerd_shim_protos::protobuf::Message>(any: &Any) -> Result<T> {
-    T::parse_from_bytes(&any.value).map_err(|error| Error::Invalid(format!("decode {}: {error}", any.type_url)))
+    T::parse_from_bytes(&any.value).map_err(|error| ShimError::Invalid(format!("decode {}: {error}", any.type_url)))
 }
 
 /// The options of our own daemon, of a stock containerd, or none.
@@ -43,16 +43,16 @@ pub(super) fn create(pod: &Pod, request: CreateTaskRequest) -> Result<Create> {
             }
         }
         Some(any) if !any.type_url.is_empty() => {
-            return Err(Error::Invalid(format!("task options of type {:?} are not known", any.type_url)));
+            return Err(ShimError::Invalid(format!("task options of type {:?} are not known", any.type_url)));
         }
         _ => TaskOptions::default(),
     };
     if !request.checkpoint.is_empty() {
-        return Err(Error::Unimplemented("creating from a checkpoint"));
+        return Err(ShimError::Unimplemented("creating from a checkpoint"));
     }
     let bundle = PathBuf::from(request.bundle);
     if !bundle.is_absolute() {
-        return Err(Error::Invalid(format!("bundle {} is not absolute", bundle.display())));
+        return Err(ShimError::Invalid(format!("bundle {} is not absolute", bundle.display())));
     }
     let rootfs = request
         .rootfs

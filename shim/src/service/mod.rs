@@ -17,7 +17,7 @@ use ttrpc::r#async::Server;
 use vaina_proto::shim::create_pod;
 
 use crate::{
-    error::{Error, Result, Step as _},
+    error::{Result, ShimError, Step as _},
     pod::Pod,
 };
 
@@ -36,7 +36,7 @@ pub(crate) fn register(server: Server, pod: &Arc<Pod>) -> Server {
 /// `-info`: what a containerd asks before it starts a shim.
 pub(crate) fn info() -> Result<()> {
     let info = RuntimeInfo { name: "io.containerd.vaina.v1".to_owned(), ..RuntimeInfo::default() };
-    let bytes = info.write_to_bytes().map_err(|error| Error::Invalid(error.to_string()))?;
+    let bytes = info.write_to_bytes().map_err(|error| ShimError::Invalid(error.to_string()))?;
     std::io::stdout().write_all(&bytes).step(|| "print runtime information".to_owned())
 }
 
@@ -44,6 +44,6 @@ pub(crate) fn info() -> Result<()> {
 async fn detach<T: Send + 'static>(call: impl Future<Output = Result<T>> + Send + 'static) -> ttrpc::Result<T> {
     match tokio::spawn(call).await {
         Ok(answer) => answer.map_err(ttrpc::Error::from),
-        Err(error) => Err(Error::Invalid(format!("run call: {error}")).into()),
+        Err(error) => Err(ShimError::Invalid(format!("run call: {error}")).into()),
     }
 }

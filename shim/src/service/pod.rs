@@ -11,7 +11,7 @@ use vaina_proto::shim::{
 
 use super::convert;
 use crate::{
-    error::{Error, Step as _},
+    error::{ShimError, Step as _},
     pod::Pod,
 };
 
@@ -48,7 +48,7 @@ impl PodService for Service {
     async fn stop(&self, _: &TtrpcContext, request: StopRequest) -> ttrpc::Result<StopResponse> {
         let container = self.0.container(&request.id)?;
         let signal = i32::try_from(request.signal)
-            .map_err(|_| Error::Invalid(format!("signal {} is not valid", request.signal)))?;
+            .map_err(|_| ShimError::Invalid(format!("signal {} is not valid", request.signal)))?;
         // A negative time is none.
         let grace = Duration::from_nanos(u64::try_from(request.grace).unwrap_or(0));
         container.stop(signal, grace)?;
@@ -59,7 +59,7 @@ impl PodService for Service {
         let container = self.0.container(&request.id)?;
         match container.init.reopen_log() {
             Some(reopened) => reopened.step(|| "reopen the log".to_owned())?,
-            None => return Err(Error::Precondition(format!("container {:?} has no log", request.id)).into()),
+            None => return Err(ShimError::Precondition(format!("container {:?} has no log", request.id)).into()),
         }
         Ok(ReopenLogResponse::default())
     }

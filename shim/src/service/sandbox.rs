@@ -18,7 +18,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::{convert, detach};
 use crate::{
-    error::Error,
+    error::ShimError,
     pod::{Pod, timestamp},
 };
 
@@ -107,6 +107,6 @@ impl Sandbox for Service {
         _: &TtrpcContext,
         _: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
-        Err(Error::Unimplemented("SandboxMetrics").into())
+        Err(ShimError::Unimplemented("SandboxMetrics").into())
     }
 }

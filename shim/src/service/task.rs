@@ -17,7 +17,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use super::{convert, detach};
 use crate::{
-    error::{Error, Step as _},
+    error::{ShimError, Step as _},
     pod::{Pod, timestamp},
     process::Stdio,
 };
@@ -75,13 +75,13 @@ impl Task for Service {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Err(Error::Unimplemented("Checkpoint").into())
+        Err(ShimError::Unimplemented("Checkpoint").into())
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let container = self.0.container(&request.id)?;
         let signal = i32::try_from(request.signal)
-            .map_err(|_| Error::Invalid(format!("signal {} is not valid", request.signal)))?;
+            .map_err(|_| ShimError::Invalid(format!("signal {} is not valid", request.signal)))?;
         container.kill(&request.exec_id, signal, request.all)?;
         Ok(Empty::default())
     }
@@ -97,7 +97,7 @@ impl Task for Service {
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let process = self.0.container(&request.id)?.process(&request.exec_id)?;
         let terminal =
-            process.terminal().ok_or_else(|| Error::Precondition("the process has no terminal".to_owned()))?;
+            process.terminal().ok_or_else(|| ShimError::Precondition("the process has no terminal".to_owned()))?;
         let side = |length: u32| u16::try_from(length).unwrap_or(u16::MAX);
         vaina_sys::pty::resize(&*terminal, side(request.width), side(request.height))
             .step(|| "resize the terminal".to_owned())?;
@@ -118,7 +118,7 @@ impl Task for Service {
             .resources
             .into_option()
             .map(|any| any.value)
-            .ok_or_else(|| Error::Invalid("the update names no resources".to_owned()))?;
+            .ok_or_else(|| ShimError::Invalid("the update names no resources".to_owned()))?;
         detach(async move { container.update(&resources).await }).await?;
         Ok(Empty::default())
     }
@@ -134,7 +134,7 @@ impl Task for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        Err(Error::Unimplemented("Stats").into())
+        Err(ShimError::Unimplemented("Stats").into())
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
