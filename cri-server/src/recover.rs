@@ -21,12 +21,12 @@ use crate::{
     app::App,
     container::{
         self, Container, ContainerRecord, ContainerState, Exit, Running,
-        steps::{ContainerStep, Walk as ContainerWalk},
+        steps::{ContainerStep, Walk as ContainerWalk, observed_after_create},
     },
     error::{Chain, Classify, Kind},
     exits,
     id::{ContainerId, SandboxId},
-    plan::{Drive, Host as _, Mark, Observed, execute},
+    plan::{Drive, Host as _, Mark, execute},
     sandbox::{
         self, Ready, Sandbox, SandboxRecord, SandboxState,
         steps::{SandboxStep, Walk as SandboxWalk},
@@ -88,7 +88,7 @@ pub(crate) async fn recover(app: &Arc<App>) -> Result<Recovered, RecoverError> {
         let (id, container) = match loaded {
             Loaded::Record(record) => {
                 let id = record.sandbox();
-                let (sandbox, _) = pods.entry(id.clone()).or_insert_with(|| orphanage(app, &id));
+                let (sandbox, _) = pods.entry(id.clone()).or_insert_with(|| orphanage(&id));
                 (id, record.into_container(Arc::clone(sandbox)))
             }
             Loaded::Unreadable { key, error } => {
@@ -96,7 +96,7 @@ pub(crate) async fn recover(app: &Arc<App>) -> Result<Recovered, RecoverError> {
                 tracing::error!(container = key, error = %error, "the record of a container can't be read");
                 // Nobody can say whose it is. A sandbox of no name keeps it in the lists until it is removed.
                 let id = SandboxId::new("unknown");
-                let (sandbox, _) = pods.entry(id.clone()).or_insert_with(|| orphanage(app, &id));
+                let (sandbox, _) = pods.entry(id.clone()).or_insert_with(|| orphanage(&id));
                 let reason = format!("its record can't be read: {error}");
                 (id, Container::unreadable(ContainerId::new(key), Arc::clone(sandbox), &reason))
             }
@@ -150,10 +150,9 @@ fn enter_sandbox(app: &App, sandbox: Sandbox) -> Arc<Sandbox> {
 }
 
 /// A stand-in for a sandbox of which there is no record; it is in no list.
-fn orphanage(app: &App, id: &SandboxId) -> (Arc<Sandbox>, Vec<Arc<Container>>) {
+fn orphanage(id: &SandboxId) -> (Arc<Sandbox>, Vec<Arc<Container>>) {
     let sandbox = Sandbox::unreadable(id.clone(), "it has no record");
     sandbox.publish(SandboxState::Removed);
-    let _ = app;
     (Arc::new(sandbox), Vec::new())
 }
 
@@ -178,7 +177,7 @@ async fn pod(app: &Arc<App>, sandbox: &Arc<Sandbox>, containers: &[Arc<Container
         (kept.mark, kept.shim_address.clone(), kept.boot_id == app.boot_id)
     };
     match mark {
-        Some(Mark::At(sandbox::Level::Ready)) if same_boot => match adopt(app, sandbox, &address).await {
+        Some(Mark::At(sandbox::Level::Ready)) if same_boot => match adopt(sandbox, &address).await {
             Some(known) => {
                 for container in containers {
                     adopt_container(app, container, known.get(container.id.as_str())).await;
@@ -205,7 +204,7 @@ async fn pod(app: &Arc<App>, sandbox: &Arc<Sandbox>, containers: &[Arc<Container
 }
 
 /// Connects to the shim of a pod and takes it over; answers what the shim knows, or [`None`] if it is gone.
-async fn adopt(app: &App, sandbox: &Arc<Sandbox>, address: &str) -> Option<HashMap<String, ShimContainer>> {
+async fn adopt(sandbox: &Arc<Sandbox>, address: &str) -> Option<HashMap<String, ShimContainer>> {
     let shim = exits::connect(&sandbox.id, address).await?;
     let known = match shim.inspect().await {
         Ok(known) => known,
@@ -218,11 +217,9 @@ async fn adopt(app: &App, sandbox: &Arc<Sandbox>, address: &str) -> Option<HashM
         && !crate::work::blocking(move || vaina_sys::netns::is_pinned(&netns)).await
     {
         tracing::warn!(sandbox = %sandbox.id, "the pod's network namespace is gone");
-        lock(&sandbox.kept).shim_address = address.to_owned();
         return None;
     }
     let addresses = lock(&sandbox.kept).addresses.clone();
-    let _ = app;
     sandbox.publish(SandboxState::Ready(Arc::new(Ready { addresses, shim: Arc::new(shim), pid: known.sandbox_pid })));
     Some(known.containers.into_iter().map(|container| (container.id.clone(), container)).collect())
 }
@@ -330,12 +327,7 @@ async fn down(app: &App, container: &Container, exit: Option<Exit>) {
     let mark = lock(&container.kept).mark;
     let walk = ContainerWalk::new(app, container, exit.clone());
     let level = container::Level::Held;
-    let mut observed = Observed::from_mark::<ContainerStep>(mark);
-    for step in [ContainerStep::Image, ContainerStep::Rootfs, ContainerStep::Bundle] {
-        // Made by create, which was done before any start; nothing here is to make them anew.
-        observed.set(step, crate::plan::Seen::Present);
-    }
-    let drive = Drive::<ContainerStep>::new(mark, observed, level, level);
+    let drive = Drive::<ContainerStep>::new(mark, observed_after_create(mark), level, level);
     if let Err(failure) = execute(&walk, drive).await {
         tracing::warn!(container = %container.id, error = %Chain(&failure.first), "a container is not cleared away");
     }
@@ -348,6 +340,8 @@ async fn down(app: &App, container: &Container, exit: Option<Exit>) {
 
 /// Removes a container that was being made or removed.
 async fn gone(app: &Arc<App>, container: &Arc<Container>) {
+    // Whatever becomes of the removal, it can't be started.
+    *lock(&container.failure) = Some(Arc::new(container::CreateError::Lost));
     container.publish(ContainerState::Created);
     if let Err(error) = container::remove_known(app, container).await {
         tracing::warn!(container = %container.id, error = %Chain(&error), "a container is not removed");

@@ -16,7 +16,7 @@ use containerd_shim_protos::{
     protobuf::MessageField,
     topics,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use vaina_proto::shim::ExitReport;
 
 use crate::{
@@ -50,6 +50,8 @@ pub(crate) struct Pod {
     /// When the sandbox was stopped, Unix nanoseconds.
     stopped: watch::Sender<Option<i64>>,
     ended: watch::Sender<bool>,
+    /// Told when a container that was being made is there, or is not.
+    made: Notify,
 }
 
 enum Slot {
@@ -96,6 +98,7 @@ impl Pod {
             legacy: Mutex::new(legacy),
             stopped: watch::Sender::new(None),
             ended: watch::Sender::new(false),
+            made: Notify::new(),
         }))
     }
 
@@ -184,6 +187,21 @@ impl Pod {
         }
     }
 
+    /// As [`Pod::container`], but one that is being made is waited for: a daemon that died over its creation and now deletes
+    /// it must not hear that it is not there.
+    async fn settled(&self, id: &str) -> Result<Arc<Container>> {
+        loop {
+            let made = self.made.notified();
+            tokio::pin!(made);
+            // Before the look, so that nothing is missed between it and the wait.
+            made.as_mut().enable();
+            if !matches!(self.containers().get(id), Some(Slot::Taken)) {
+                return self.container(id);
+            }
+            made.await;
+        }
+    }
+
     /// All containers that are there.
     pub(crate) fn all(&self) -> Vec<Arc<Container>> {
         let there = |slot: &Slot| match slot {
@@ -210,21 +228,21 @@ impl Pod {
             containers.insert(id.clone(), Slot::Taken);
         }
         let made = self.make(create).await;
-        let mut containers = self.containers();
-        match made {
+        let answer = match made {
             Ok(container) => {
                 let pid = container.init.phase().pid();
-                containers.insert(id, Slot::There(container));
+                self.containers().insert(id, Slot::There(container));
                 Ok(pid)
             }
             Err(error) => {
-                containers.remove(&id);
-                drop(containers);
+                self.containers().remove(&id);
                 // The first failure is the one to tell; a record of nothing is harmless.
                 let _ = self.record(|legacy| drop(legacy.containers.remove(&id)));
                 Err(error)
             }
-        }
+        };
+        self.made.notify_waiters();
+        answer
     }
 
     async fn make(self: &Arc<Self>, create: Create) -> Result<Arc<Container>> {
@@ -296,7 +314,7 @@ impl Pod {
 
     /// Removes a container or an exec; answers its pid and how it ended.
     pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<(u32, ExitReport)> {
-        let container = self.container(id)?;
+        let container = self.settled(id).await?;
         if !exec_id.is_empty() {
             return container.delete_exec(exec_id);
         }

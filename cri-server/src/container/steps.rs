@@ -20,7 +20,7 @@ use crate::{
     app::App,
     error::{Chain, Classify, Kind},
     image::{HoldError, RemoveError as ReleaseError},
-    plan::{Host, Mark, Step},
+    plan::{Host, Mark, Observed, Seen, Step},
     runtime::{CreateTask, RuntimeError, Shim},
     sandbox,
     snapshot::{self, SnapshotError},
@@ -352,6 +352,16 @@ impl Host<ContainerStep> for Walk<'_> {
             ContainerStep::Process => self.remove_process().await,
         }
     }
+}
+
+/// What is known of a container that was whole before it was started: its mark speaks of the start or of the end, and
+/// neither touches what the create has made. Nothing of that is to be made anew.
+pub(crate) fn observed_after_create(mark: Option<Mark<Level>>) -> Observed {
+    let mut observed = Observed::from_mark::<ContainerStep>(mark);
+    for step in [ContainerStep::Image, ContainerStep::Rootfs, ContainerStep::Bundle] {
+        observed.set(step, Seen::Present);
+    }
+    observed
 }
 
 /// Where the OCI bundles of a daemon are.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     Container, ContainerState, Level, StepError,
-    steps::{ContainerStep, Walk},
+    steps::{ContainerStep, Walk, observed_after_create},
 };
 use crate::{
     app::App,
@@ -114,7 +114,9 @@ pub(crate) async fn settle(app: &Arc<App>, container: &Arc<Container>) -> Result
     // A container whose making failed half-way has no use; its wanted level was nothing at all.
     let wanted = if lock(&container.failure).is_some() { Level::Gone } else { Level::Held };
     let walk = Walk::new(app, container, None);
-    let drive = Drive::<ContainerStep>::new(mark, Observed::from_mark::<ContainerStep>(mark), wanted, wanted);
+    let observed =
+        if wanted == Level::Gone { Observed::from_mark::<ContainerStep>(mark) } else { observed_after_create(mark) };
+    let drive = Drive::<ContainerStep>::new(mark, observed, wanted, wanted);
     execute(&walk, drive).await.map_err(|failure| StopError::Step(failure.first))?;
     if wanted == Level::Gone {
         app.index.containers.remove(container);

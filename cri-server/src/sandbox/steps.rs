@@ -447,15 +447,20 @@ pub(crate) fn kill_and_remove(group: &vaina_sys::cgroup::Group, path: &Path) -> 
     if !group.exists() {
         return Ok(());
     }
-    if !group.kill(KILL_LIMIT).map_err(at("kill what is left in control group", path))? {
-        let pids = group.pids().unwrap_or_default();
-        return Err(StepError::Unkillable { path: path.to_owned(), left: pids.into_iter().map(describe).collect() });
-    }
-    // A process that is dead but not yet reaped keeps the directory busy for a moment.
+    // Round and round: what was being started may come in after the last look, and a process that is dead but not yet
+    // reaped keeps the directory busy for a moment.
     let deadline = std::time::Instant::now() + KILL_LIMIT;
     loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        if !group.kill(left).map_err(at("kill what is left in control group", path))? {
+            let pids = group.pids().unwrap_or_default();
+            return Err(StepError::Unkillable {
+                path: path.to_owned(),
+                left: pids.into_iter().map(describe).collect(),
+            });
+        }
         match group.remove() {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && std::time::Instant::now() < deadline => {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && !left.is_zero() => {
                 std::thread::sleep(Duration::from_millis(2));
             }
             other => return other.map_err(at("remove control group", path)),
