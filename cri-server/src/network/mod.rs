@@ -311,6 +311,11 @@ impl Network {
         self.blocking(move |host| host.findings(&addresses)).await
     }
 
+    /// [`Self::findings`] for one who has not opened the network and changes nothing: the commands for people.
+    pub async fn findings_on(config: &config::Network, addresses: &[IpAddr]) -> Result<Vec<String>, NetworkError> {
+        Self { host: Arc::new(Host::new(config)?) }.findings(addresses).await
+    }
+
     /// Removes what [`Self::open`] made. For tests, and for those who take Vaina off a host: pods lose their network.
     pub async fn close(&self) -> Result<(), NetworkError> {
         self.blocking(Host::close).await

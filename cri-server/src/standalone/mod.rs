@@ -152,7 +152,7 @@ pub async fn run(command: Command) -> ExitCode {
     let only_look = matches!(command, Command::Ps { .. } | Command::Logs { .. });
     let daemon = endpoint.daemon(&config, !only_look);
     let code = match command {
-        Command::Run { arguments, .. } => told(run::run(arguments, daemon.clone(), pods).await),
+        Command::Run { arguments, .. } => told(run::run(arguments, daemon.clone(), pods, config.network).await),
         Command::Ps { arguments, .. } => {
             told(ps::run(arguments, daemon.clone(), pods).await.map(|shown| shown.print()))
         }

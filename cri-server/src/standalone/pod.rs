@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -32,12 +33,21 @@ use super::{
     terminal::{Level, Subject, Terminal, duration},
     volumes::{self, VolumeError},
 };
-use crate::error::{Chain, Classify, Kind};
+use crate::{
+    config,
+    error::{Chain, Classify, Kind},
+    network::Network,
+};
 
 /// How soon an end of a container is seen where the daemon sends no events.
 const LOOK: Duration = Duration::from_millis(100);
 /// What a container may leave as its last words (Kubernetes' limits).
 const MESSAGE_LIMIT: u64 = 4096;
+
+/// What the runtime gives a container that it could not start.
+const NOT_STARTED: u8 = 128;
+/// So often is a start tried that never worked before: a person waits for it.
+const FIRST_TRIES: u32 = 3;
 
 /// What the pods of one `vaina run` have in common.
 #[derive(Debug)]
@@ -45,6 +55,8 @@ pub(super) struct Context {
     pub(super) daemon: Daemon,
     pub(super) pods: Pods,
     pub(super) host: Host,
+    /// The built-in network, to look for firewalls in its way.
+    pub(super) network: Option<config::Network>,
     pub(super) terminal: Terminal,
     /// `--grace-period`, instead of each pod's own.
     pub(super) grace: Option<Duration>,
@@ -95,6 +107,8 @@ pub enum PodError {
     Start {
         /// Its name.
         container: String,
+        /// What to exit with.
+        code: u8,
         /// Cause.
         #[source]
         source: Box<PodError>,
@@ -165,9 +179,7 @@ pub(super) async fn run(
         }
         Err(error) => {
             life.event(Level::Warning, "Failed", &Chain(&error).to_string());
-            let start_error = matches!(&error, PodError::Start { source, .. } if !source.is_final());
-            // 128 is what the runtime gives a container that it could not start.
-            if start_error { 128 } else { 1 }
+            if let PodError::Start { code, .. } = error { code } else { 1 }
         }
     };
     match life.end(&mut interrupts).await {
@@ -200,6 +212,8 @@ struct Member {
     subject: Subject,
     back_off: BackOff,
     attempt: u32,
+    /// Tries at a start that did not get as far as the container.
+    failures: u32,
     state: State,
     /// The ended attempt that `vaina logs --previous` reads.
     previous: Option<(String, u32)>,
@@ -241,6 +255,7 @@ impl Life {
                 subject: Subject::new(label, color + 1 + index),
                 back_off: BackOff::new(context.back_off),
                 attempt: 0,
+                failures: 0,
                 state: State::Waiting(Instant::now()),
                 previous: None,
                 log: None,
@@ -328,7 +343,23 @@ impl Life {
             addresses => format!("at {}", addresses.join(", ")),
         };
         self.event(Level::Normal, "Sandbox", &format!("{place}, in {}", duration(begin.elapsed())));
+        self.tell_findings().await;
         Ok(())
+    }
+
+    /// Names rules of other firewalls that keep traffic from the pod: our accept does not override their drop.
+    async fn tell_findings(&self) {
+        let addresses: Vec<IpAddr> = self.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        let Some(network) = self.context.network.as_ref().filter(|_| !addresses.is_empty()) else { return };
+        match Network::findings_on(network, &addresses).await {
+            Ok(findings) => {
+                for finding in findings {
+                    self.event(Level::Warning, "Firewall", &finding);
+                }
+            }
+            // Only advice: the pod runs without it.
+            Err(error) => self.event(Level::Warning, "Firewall", &format!("not looked at: {}", Chain(&error))),
+        }
     }
 
     /// Makes a new sandbox if the pod's has ended (its shim was killed, say), as a kubelet does. What ran in it is noted
@@ -426,7 +457,10 @@ impl Life {
             })
             .await;
         let member = &mut self.members[index];
-        member.back_off.restarted(Instant::now());
+        // The first start is no restart: the one after it is at once.
+        if !is_first {
+            member.back_off.restarted(Instant::now());
+        }
         match started {
             Ok(_) => {
                 let all = begin.elapsed();
@@ -438,7 +472,7 @@ impl Life {
             Err(error) => {
                 let container = member.container.name.clone();
                 if is_first {
-                    return Err(PodError::Start { container, source: Box::new(error.into()) });
+                    return Err(PodError::Start { container, code: NOT_STARTED, source: Box::new(error.into()) });
                 }
                 let text = Chain(&error).to_string();
                 self.context.terminal.event(&member.subject, Level::Warning, "Failed", &text);
@@ -450,9 +484,12 @@ impl Life {
     }
 
     fn not_started(&mut self, index: usize, error: PodError, reason: &str, is_first: bool) -> Result<(), PodError> {
+        let never = self.spec.restart_policy.as_deref() == Some("Never");
         let member = &mut self.members[index];
-        if is_first && error.is_final() {
-            return Err(PodError::Start { container: member.container.name.clone(), source: Box::new(error) });
+        member.failures += 1;
+        if is_first && (never || error.is_final() || member.failures >= FIRST_TRIES) {
+            let container = member.container.name.clone();
+            return Err(PodError::Start { container, code: 1, source: Box::new(error) });
         }
         let now = Instant::now();
         member.back_off.restarted(now);

@@ -35,16 +35,12 @@ pub enum PsError {
     /// What `vaina run` left.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The daemon.
-    #[error(transparent)]
-    Daemon(#[from] DaemonError),
 }
 
 impl Classify for PsError {
     fn kind(&self) -> Kind {
         match self {
             Self::Directory(error) => error.kind(),
-            Self::Daemon(error) => error.kind(),
         }
     }
 }
@@ -99,7 +95,6 @@ pub(super) async fn run(arguments: PsArguments, daemon: Daemon, pods: Pods) -> R
                 });
             }
         }
-        Err(error) if own.is_empty() => return Err(error.into()),
         Err(error) => note = Some(format!("{}; only what vaina run has started is listed", Chain(&error))),
     }
     // Those have no sandbox yet, or no more, or nobody can tell.

@@ -22,7 +22,10 @@ use super::{
     stop::{Grace, GraceError},
     terminal::{Level, Subject, Terminal},
 };
-use crate::error::{Classify, Kind};
+use crate::{
+    config,
+    error::{Classify, Kind},
+};
 
 /// Arguments of `vaina run`.
 #[derive(Debug, Args)]
@@ -97,7 +100,12 @@ impl Classify for RunError {
 }
 
 /// Runs all pods and answers with the code to exit with: 0, or that of the first pod that failed.
-pub(super) async fn run(arguments: RunArguments, daemon: Daemon, pods: Pods) -> Result<u8, RunError> {
+pub(super) async fn run(
+    arguments: RunArguments,
+    daemon: Daemon,
+    pods: Pods,
+    network: config::Network,
+) -> Result<u8, RunError> {
     let grace = arguments.grace.period()?;
     let mut manifests = Vec::new();
     for file in &arguments.files {
@@ -112,6 +120,7 @@ pub(super) async fn run(arguments: RunArguments, daemon: Daemon, pods: Pods) -> 
     let context = Arc::new(Context {
         terminal: Terminal::standard(width(&manifests)),
         host: host().map_err(RunError::Host)?,
+        network: Some(network),
         daemon,
         pods,
         grace,

@@ -50,6 +50,7 @@ impl Bench {
             daemon: self.daemon(),
             pods: self.pods(),
             host: Host { name: "node".to_owned(), memory: 1 << 30, resolver: String::new(), is_cgroup_v2: false },
+            network: None,
             terminal: Terminal::new(Box::new(self.out.clone()), Box::new(self.err.clone()), false, 0),
             grace: None,
             back_off: Duration::from_millis(40),
@@ -350,12 +351,21 @@ async fn what_can_not_be_started_is_told_with_its_cause() {
 async fn a_pull_that_may_work_later_is_tried_again() {
     let bench = Bench::new();
     bench.world(|world| world.failing_pulls = 2);
-    let text = pod("Never", &[("a", "exit 0")]).replace("i:1", "other:1");
+    let text = pod("OnFailure", &[("a", "exit 0")]).replace("i:1", "other:1");
     assert_eq!(within(bench.run(&text)).await.unwrap(), Ok(0));
     let err = bench.err.text();
     assert!(err.contains("ErrImagePull: PullImage: registry does not answer; trying again in 40 ms"), "{err}");
     assert!(err.contains("Pulled: image other:1 in "), "{err}");
     bench.check_empty();
+    // Not for ever, and not for a pod that is to run once.
+    for (policy, tries) in [("Always", 3), ("Never", 1)] {
+        let bench = Bench::new();
+        bench.world(|world| world.failing_pulls = 10);
+        let text = pod(policy, &[("a", "exit 0")]).replace("i:1", "other:1");
+        assert_eq!(within(bench.run(&text)).await.unwrap(), Ok(1));
+        bench.world(|world| assert_eq!(world.failing_pulls, 10 - tries));
+        bench.check_empty();
+    }
 }
 
 #[tokio::test]
