@@ -150,6 +150,17 @@ pub(super) fn set_up(channel: &mut RouteChannel, index: u32) -> io::Result<()> {
 pub(super) fn remove(channel: &mut RouteChannel, name: &str) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    remove_link(channel, message)
+}
+
+/// The same, by its number, which the kernel gives to no other later.
+pub(super) fn remove_by_index(channel: &mut RouteChannel, index: u32) -> io::Result<()> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    remove_link(channel, message)
+}
+
+fn remove_link(channel: &mut RouteChannel, message: LinkMessage) -> io::Result<()> {
     match channel.request(RouteNetlinkMessage::DelLink(message), Mode::Plain) {
         Err(error) if is_missing(&error) => Ok(()),
         other => other.map(drop),

@@ -8,9 +8,10 @@
 //! | --- | --- |
 //! | [`pool`] | which pod has which address; pure |
 //! | `subnet` | arithmetic of a subnet; pure |
-//! | `link` | bridge, veth pairs, addresses, routes (rtnetlink) |
-//! | `nft` | the table with the published ports (nftables over netlink) |
+//! | `link` | bridge, veth pairs, addresses, routes (`NETLINK_ROUTE`) |
+//! | `nft` | the table with the published ports (`NETLINK_NETFILTER`) |
 //! | `conntrack` | UDP flows that would go on as before |
+//! | `error` | why it does not do what is asked |
 //! | `firewall` | who else drops the pods' packets |
 //! | `netlink` | the sockets |
 //!
@@ -19,6 +20,7 @@
 //! their bridges (which name their tables too) and subnets differ.
 
 mod conntrack;
+mod error;
 mod firewall;
 mod link;
 mod netlink;
@@ -29,7 +31,7 @@ mod subnet;
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, OwnedFd},
@@ -39,20 +41,18 @@ use std::{
 
 use nix::errno::Errno;
 
+pub use self::{
+    error::NetworkError,
+    pool::{Pool, PoolError},
+    subnet::Subnet,
+};
 use self::{
+    error::step,
     link::Link,
     netlink::{FilterChannel, RouteChannel},
     nft::{Element, HostPort, Table, Target},
 };
-pub use self::{
-    pool::{Pool, PoolError},
-    subnet::Subnet,
-};
-use crate::{
-    config,
-    error::{Classify, Kind},
-    id::SandboxId,
-};
+use crate::{config, error::Chain, id::SandboxId};
 
 /// What a pod's attachment consists of; enough to make it, and to remove it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,117 +135,6 @@ pub struct Attached {
     pub ports: usize,
 }
 
-/// Why the network does not do what is asked.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// No subnet that pods can live in.
-    #[error("network subnet {subnet:?} is not an IPv4 block a.b.c.d/n with n from 8 to 30")]
-    Subnet {
-        /// As it is configured.
-        subnet: String,
-    },
-    /// No name for an interface.
-    #[error("network bridge {bridge:?} is not a name for an interface (1 to 15 letters, digits, '-', '_' or '.')")]
-    BridgeName {
-        /// As it is configured.
-        bridge: String,
-    },
-    /// The host sends some of the subnet elsewhere.
-    #[error(
-        "network subnet {subnet} overlaps the host's route {route} by interface {interface}; configure another subnet"
-    )]
-    Overlap {
-        /// The pods' subnet.
-        subnet: Subnet,
-        /// Destination of the other route.
-        route: Subnet,
-        /// Where it goes.
-        interface: String,
-    },
-    /// The bridge's name is taken.
-    #[error("interface {bridge} is there and is no bridge")]
-    NotABridge {
-        /// Its name.
-        bridge: String,
-    },
-    /// The bridge is somebody else's, or from before the subnet was changed.
-    #[error(
-        "bridge {bridge} has address {found}, but subnet {subnet} needs {wanted}; remove the bridge or configure the other"
-    )]
-    BridgeAddress {
-        /// Its name.
-        bridge: String,
-        /// What it has.
-        found: String,
-        /// The pods' subnet.
-        subnet: Subnet,
-        /// What it should have.
-        wanted: IpAddr,
-    },
-    /// Something that should be there for all pods is not.
-    #[error("{what} is missing")]
-    Missing {
-        /// What.
-        what: String,
-    },
-    /// IPv6, as yet.
-    #[error("{what} {address} is IPv6, which the built-in network does not do")]
-    Family {
-        /// Whose address.
-        what: &'static str,
-        /// The address.
-        address: IpAddr,
-    },
-    /// Two pods, or two containers of one, want the same port of the host.
-    #[error("host port {port} belongs to pod sandbox {owner}")]
-    PortTaken {
-        /// The port.
-        port: String,
-        /// Who has it.
-        owner: SandboxId,
-    },
-    /// One pod wants it for two of its ports.
-    #[error("host port {port} is asked for twice, for different ports of the pod")]
-    PortTwice {
-        /// The port.
-        port: String,
-    },
-    /// A step of the kernel's.
-    #[error("{step} {object}")]
-    Step {
-        /// Verb and object.
-        step: &'static str,
-        /// Which.
-        object: String,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-impl From<io::Error> for NetworkError {
-    fn from(source: io::Error) -> Self {
-        Self::Step { step: "enter network namespace", object: "of the host".to_owned(), source }
-    }
-}
-
-impl Classify for NetworkError {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Subnet { .. } | Self::BridgeName { .. } | Self::PortTwice { .. } => Kind::InvalidArgument,
-            Self::Overlap { .. } | Self::NotABridge { .. } | Self::BridgeAddress { .. } => Kind::FailedPrecondition,
-            Self::PortTaken { .. } => Kind::AlreadyExists,
-            Self::Family { .. } => Kind::Unimplemented,
-            Self::Missing { .. } => Kind::Unavailable,
-            Self::Step { .. } => Kind::Internal,
-        }
-    }
-}
-
-fn step(step: &'static str, object: impl fmt::Display) -> impl FnOnce(io::Error) -> NetworkError {
-    let object = object.to_string();
-    move |source| NetworkError::Step { step, object, source }
-}
-
 /// The configured subnet.
 fn subnet_of(config: &config::Network) -> Result<Subnet, NetworkError> {
     Subnet::parse(&config.subnet)
@@ -276,10 +165,15 @@ impl Network {
         self.blocking(move |host| host.attach(&attachment)).await
     }
 
-    /// Removes all that the pod has in the network; what is not there is removed.
+    /// Removes all that the pod has in the network; what is not there is removed. The kernel takes tens of milliseconds to
+    /// forget an interface, so that goes on after the answer: its ports are free, [`Self::is_attached`] counts it as gone,
+    /// and only [`Self::list`] still shows it.
     pub async fn detach(&self, attachment: &Attachment) -> Result<(), NetworkError> {
         let sandbox = attachment.sandbox.clone();
-        self.blocking(move |host| host.detach(&sandbox)).await
+        let Some(link) = self.blocking(move |host| host.detach(&sandbox)).await? else { return Ok(()) };
+        let host = Arc::clone(&self.host);
+        drop(tokio::task::spawn_blocking(move || host.remove_leaving(link.index, &link.name)));
+        Ok(())
     }
 
     /// Publishes again what these pods have published, where it is gone (somebody flushed the rules while no daemon ran)
@@ -305,7 +199,8 @@ impl Network {
         self.blocking(Host::status).await
     }
 
-    /// What in other tables drops the traffic of pods with these addresses, each in a sentence with the rule's place.
+    /// What in other tables drops the traffic of a pod with these addresses (of any pod, if there are none), each in a
+    /// sentence with the rule's place.
     pub async fn findings(&self, addresses: &[IpAddr]) -> Result<Vec<String>, NetworkError> {
         let addresses = addresses.to_vec();
         self.blocking(move |host| host.findings(&addresses)).await
@@ -353,6 +248,8 @@ struct Host {
     /// Who has which port of the host: what the maps hold, and what is about to be put there. Never held across a call
     /// to the kernel.
     published: Mutex<HashMap<HostPort, Element>>,
+    /// Numbers of interfaces that are being removed.
+    leaving: Mutex<HashSet<u32>>,
 }
 
 impl Host {
@@ -373,6 +270,7 @@ impl Host {
             routes: Mutex::default(),
             filters: Mutex::default(),
             published: Mutex::default(),
+            leaving: Mutex::default(),
         })
     }
 
@@ -482,7 +380,9 @@ impl Host {
         let made = self.make(attachment, &elements);
         if made.is_err() {
             // The first cause is the one to tell; what can't be undone now stays in the record as owed.
-            let _ = self.detach(&attachment.sandbox);
+            if let Ok(Some(link)) = self.detach(&attachment.sandbox) {
+                self.remove_leaving(link.index, &link.name);
+            }
         }
         made
     }
@@ -582,12 +482,22 @@ impl Host {
             .collect()
     }
 
-    /// All is tried; the first failure is told.
-    fn detach(&self, sandbox: &SandboxId) -> Result<(), NetworkError> {
+    /// Takes the ports back and answers the interface that is left to be removed. By its number, since a pod that is
+    /// attached again meanwhile has one of the same name.
+    fn detach(&self, sandbox: &SandboxId) -> Result<Option<Link>, NetworkError> {
         let unpublished = self.unpublish(&self.owned(sandbox));
-        let name = link::host_interface(sandbox);
-        let removed = self.with_routes(|channel| link::remove(channel, &name)).map_err(step("remove interface", &name));
-        unpublished.and(removed)
+        let link = self.find(&link::host_interface(sandbox));
+        if let Ok(Some(link)) = &link {
+            lock(&self.leaving).insert(link.index);
+        }
+        unpublished.and(link)
+    }
+
+    fn remove_leaving(&self, index: u32, name: &str) {
+        if let Err(error) = self.with_routes(|channel| link::remove_by_index(channel, index)) {
+            tracing::warn!(interface = name, error = %Chain(&error), "a pod's interface is not removed");
+        }
+        lock(&self.leaving).remove(&index);
     }
 
     fn unpublish(&self, ports: &[HostPort]) -> Result<(), NetworkError> {
@@ -626,7 +536,9 @@ impl Host {
     }
 
     fn is_attached(&self, sandbox: &SandboxId) -> Result<bool, NetworkError> {
-        Ok(!self.owned(sandbox).is_empty() || self.find(&link::host_interface(sandbox))?.is_some())
+        let is_leaving = |link: &Link| lock(&self.leaving).contains(&link.index);
+        let link = self.find(&link::host_interface(sandbox))?;
+        Ok(!self.owned(sandbox).is_empty() || link.is_some_and(|link| !is_leaving(&link)))
     }
 
     fn list(&self) -> Result<Vec<Attached>, NetworkError> {
@@ -686,6 +598,8 @@ impl Host {
             .with_filters(|channel| firewall::read(channel, self.table.name()))
             .map_err(step("read", "the rules of other tables"))?;
         let outside = outside.as_ref().map(|link| link.name.as_str());
+        let some_pod = [self.subnet.pod(0)];
+        let addresses = if addresses.is_empty() { &some_pod } else { addresses };
         Ok(firewall::findings(&ruleset, &self.bridge, outside, addresses))
     }
 

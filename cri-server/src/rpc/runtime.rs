@@ -64,6 +64,9 @@ impl RuntimeService for Runtime {
         if request.into_inner().verbose {
             let config = format!("{:?}", self.app.config);
             response.info.insert("config".to_owned(), serde_json::json!({ "config": config }).to_string());
+            // Whose rules drop the pods' traffic, in sentences; what can't be read is said in their place.
+            let firewall = self.app.network.findings(&[]).await.unwrap_or_else(|error| vec![Chain(&error).to_string()]);
+            response.info.insert("firewall".to_owned(), serde_json::json!(firewall).to_string());
         }
         read("Status", Ok::<_, Infallible>(response))
     }
