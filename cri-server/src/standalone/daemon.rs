@@ -36,10 +36,11 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const MESSAGE_LIMIT: usize = 40 << 20;
 
 /// Ends a running daemon in order, and leaves its pods alone.
-pub type Running = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
+pub(super) type Running = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 /// Starts a daemon in this process that serves the endpoint.
-pub type Start = Arc<dyn Fn() -> BoxFuture<'static, Result<Running, Box<dyn Error + Send + Sync>>> + Send + Sync>;
+pub(super) type Start =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Running, Box<dyn Error + Send + Sync>>> + Send + Sync>;
 
 /// The way to a daemon.
 #[derive(Clone)]

@@ -64,13 +64,13 @@ impl World {
 
     /// Ends a container as if by itself.
     pub(super) fn end(&mut self, id: &str, code: i32) {
-        if let Some(container) = self.containers.get_mut(id) {
-            if container.state == cri::ContainerState::ContainerRunning {
-                container.state = cri::ContainerState::ContainerExited;
-                container.code = code;
-                container.reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
-                container.times[2] = now();
-            }
+        if let Some(container) = self.containers.get_mut(id)
+            && container.state == cri::ContainerState::ContainerRunning
+        {
+            container.state = cri::ContainerState::ContainerExited;
+            container.code = code;
+            container.reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
+            container.times[2] = now();
         }
     }
 
@@ -165,6 +165,9 @@ impl RuntimeService for Service {
         request: Request<cri::PodSandboxStatusRequest>,
     ) -> Answer<cri::PodSandboxStatusResponse> {
         let id = request.into_inner().pod_sandbox_id;
+        if !self.0.lock().unwrap().sandboxes.contains_key(&id) {
+            return Err(Status::not_found("no such sandbox"));
+        }
         let network = Some(cri::PodSandboxNetworkStatus { ip: "10.88.0.9".to_owned(), additional_ips: Vec::new() });
         let status = Some(cri::PodSandboxStatus { id, network, ..Default::default() });
         Ok(Response::new(cri::PodSandboxStatusResponse { status, ..Default::default() }))

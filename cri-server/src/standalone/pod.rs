@@ -74,7 +74,7 @@ pub(super) struct Interrupts {
 
 /// Why a pod did not come up or did not go away.
 #[derive(Debug, Error)]
-pub enum PodError {
+pub(super) enum PodError {
     /// Its directory.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -677,8 +677,8 @@ impl Life {
             0 => format!("done after {}", duration(ran(&status, since))),
             _ => format!("exit code {code} after {}", duration(ran(&status, since))),
         };
-        if code > 128 && status.reason != "OOMKilled" {
-            text += &format!(" ({})", signal_name(code - 128));
+        if let Some(signal) = signal_name(code) {
+            text += &format!(" ({signal})");
         }
         if !status.message.is_empty() {
             text += &format!(": {}", status.message);
@@ -873,11 +873,9 @@ fn ran(status: &cri::ContainerStatus, since: Instant) -> Duration {
     }
 }
 
-fn signal_name(number: i32) -> String {
-    match nix::sys::signal::Signal::try_from(number) {
-        Ok(signal) => signal.as_str().to_owned(),
-        Err(_) => format!("signal {number}"),
-    }
+/// The signal that such an exit code stands for.
+fn signal_name(code: i32) -> Option<&'static str> {
+    nix::sys::signal::Signal::try_from(code.checked_sub(128)?).ok().map(nix::sys::signal::Signal::as_str)
 }
 
 /// When a container was created, for people who count in ages.
@@ -895,6 +893,14 @@ pub(super) async fn all<T, E>(futures: impl IntoIterator<Item = impl Future<Outp
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exit_codes_of_signals() {
+        assert_eq!(
+            [143, 137, 128, 255, 1, -1].map(signal_name),
+            [Some("SIGTERM"), Some("SIGKILL"), None, None, None, None]
+        );
+    }
 
     #[test]
     fn pull_policies() {

@@ -36,7 +36,7 @@ pub struct StopArguments {
 
 /// How long containers may take to end.
 #[derive(Debug, Clone, Copy, Args)]
-pub struct Grace {
+pub(super) struct Grace {
     /// Seconds from the stop signal to the kill, instead of the pod's terminationGracePeriodSeconds; 0 only with --force
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     grace_period: Option<i64>,

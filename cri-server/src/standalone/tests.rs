@@ -8,13 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    runtime::{self, Handle},
+    sync::watch,
+    task::JoinHandle,
+};
 use vaina_proto::cri;
 
 use super::{
     convert::Host,
     daemon::Daemon,
-    directory::{Pods, Stop},
+    directory::Pods,
     fake::{Fake, World},
     manifest,
     pod::{Context, Interrupts},
@@ -60,10 +64,14 @@ impl Bench {
 
     /// Runs pods; the answer is the exit code or the error.
     fn run(&self, text: &str) -> JoinHandle<Result<u8, String>> {
+        self.run_on(&Handle::current(), text)
+    }
+
+    fn run_on(&self, runtime: &Handle, text: &str) -> JoinHandle<Result<u8, String>> {
         let pods = manifest::parse(text).unwrap();
         let context = self.context(pods.len() > 1);
         let interrupts = self.interrupts.subscribe();
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             run::run_all(&context, pods, &interrupts).await.map_err(|error| crate::error::Chain(&error).to_string())
         })
     }
@@ -243,14 +251,38 @@ async fn a_shorter_stop_holds_for_a_pod_that_ends_already() {
 #[tokio::test]
 async fn a_pod_whose_runner_was_killed_is_stopped_too() {
     let bench = Bench::new();
-    let run = bench.run(&pod("Always", &[("a", "sleep")]));
+    let process = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let run = bench.run_on(process.handle(), &pod("Always", &[("a", "sleep")]));
     bench.until("a runs", |world| world.running("a")).await;
-    run.abort();
-    let _ = run.await;
-    // (The pod's own task goes on after its parent's abort, so this is done the hard way.)
-    let (directory, _) = bench.pods().find("default", "web").unwrap().unwrap();
-    directory.request_stop(Stop::within(Duration::from_secs(2))).unwrap();
+    // All of it ends at once, wherever it is, and its lock goes.
+    process.shutdown_background();
+    assert!(run.await.unwrap_err().is_cancelled());
+    let table = ps_table(&bench).await;
+    assert!(table.contains("Running"), "{table}");
     within(stop_pod(&bench, &["web"])).await.unwrap();
+    bench.world(|world| assert!(world.calls.contains(&"stop a within 30".to_owned()), "{:?}", world.calls));
+    bench.check_empty();
+}
+
+#[tokio::test]
+async fn a_sandbox_that_ends_under_its_pod_is_replaced() {
+    let bench = Bench::new();
+    let run = bench.run(&pod("Always", &[("a", "sleep"), ("b", "sleep")]));
+    bench.until("b runs", |world| world.running("b")).await;
+    bench.world(|world| {
+        world.sandboxes.clear();
+        world.containers.clear();
+    });
+    bench.until("both run again", |world| Some((world.running("a")?, world.running("b")?))).await;
+    let err = bench.err.text();
+    assert_eq!(err.matches("SandboxChanged").count(), 1, "{err}");
+    bench.world(|world| {
+        let attempts: Vec<_> =
+            world.sandboxes.values().filter_map(|config| Some(config.metadata.clone()?.attempt)).collect();
+        assert_eq!(attempts, [1]);
+    });
+    within(stop_pod(&bench, &["web"])).await.unwrap();
+    within(run).await.unwrap().unwrap();
     bench.check_empty();
 }
 

@@ -42,7 +42,7 @@ pub(super) fn make(spec: &PodSpec, paths: &Paths) -> Result<(), VolumeError> {
 
 /// Why a volume is not there.
 #[derive(Debug, Error)]
-pub enum VolumeError {
+pub(super) enum VolumeError {
     /// An emptyDir.
     #[error("make emptyDir volume {volume}")]
     EmptyDir {

@@ -81,7 +81,7 @@ impl Paths {
 
 /// Why a valid pod can't be run.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub enum ConvertError {
+pub(super) enum ConvertError {
     /// runAsNonRoot stands against the image's or the pod's user.
     #[error("run container {container} as non-root: {why}")]
     Root {
