@@ -259,7 +259,6 @@ fn image_config(config: &Config) -> ImageConfig {
         pinned: config.image.pinned.clone(),
         parallel_downloads: config.image.parallel_downloads,
         progress_timeout: Duration::from_secs(config.image.progress_timeout_seconds),
-        ..ImageConfig::new(config.root.join("images"))
     }
 }
 

@@ -250,8 +250,8 @@ fn host_device(path: &Path) -> Option<HostDevice> {
     Some(HostDevice {
         path: path.to_string_lossy().into_owned(),
         is_block: kind.is_block_device(),
-        major: u32::try_from(rustix::fs::major(found.rdev())).ok()?,
-        minor: u32::try_from(rustix::fs::minor(found.rdev())).ok()?,
+        major: rustix::fs::major(found.rdev()),
+        minor: rustix::fs::minor(found.rdev()),
         mode: found.mode() & 0o7777,
         uid: found.uid(),
         gid: found.gid(),

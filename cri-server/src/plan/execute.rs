@@ -43,7 +43,7 @@ pub async fn execute<S: Step, H: Host<S>>(host: &H, mut drive: Drive<S>) -> Resu
     let mut running = FuturesUnordered::new();
     let mut errors = Vec::new();
     let outcome = loop {
-        while let Some(action) = drive.next() {
+        while let Some(action) = drive.next_action() {
             running.push(run(action));
         }
         if let Some((action, result)) = running.next().await {

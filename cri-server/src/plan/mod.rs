@@ -227,7 +227,7 @@ impl<S: Step> Drive<S> {
     }
 
     /// Takes the next action that may start now; [`None`] if all must wait for one that runs, or it is over.
-    pub fn next(&mut self) -> Option<Action<S>> {
+    pub fn next_action(&mut self) -> Option<Action<S>> {
         match self.phase {
             Phase::Over => None,
             Phase::Announce | Phase::Confirm if self.writing => None,

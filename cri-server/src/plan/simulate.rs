@@ -197,7 +197,7 @@ fn drive(model: &mut Model, mut machine: Drive<Part>, random: &mut Random, fault
     let mut running = [None; MAX_STEPS];
     let mut count = 0;
     loop {
-        while let Some(action) = machine.next() {
+        while let Some(action) = machine.next_action() {
             running[count] = Some(action);
             count += 1;
         }
@@ -340,7 +340,7 @@ fn the_straight_way_makes_in_order_and_together_what_is_independent() {
     let mut waves = Vec::new();
     while machine.outcome().is_none() {
         let mut wave = Vec::new();
-        while let Some(action) = machine.next() {
+        while let Some(action) = machine.next_action() {
             wave.push(action);
         }
         for action in &wave {
@@ -366,7 +366,7 @@ fn a_failed_step_undoes_what_was_made_and_a_stuck_removal_keeps_its_ground() {
     let mut model = Model::empty();
     let mut machine = Drive::<Part>::new(None, Observed::from_mark::<Part>(None), Level::Ready, Level::Gone);
     let mut removed = Vec::new();
-    while let Some(action) = machine.next() {
+    while let Some(action) = machine.next_action() {
         let target = machine.target();
         match action {
             Action::Make(Part::Network) => {
