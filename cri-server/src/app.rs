@@ -29,7 +29,7 @@ use crate::{
     recover::{self, RecoverError},
     rpc,
     runtime::Handlers,
-    snapshot,
+    sandbox, snapshot,
     state::{self, Store},
     work::{Changes, blocking},
 };
@@ -151,8 +151,18 @@ impl App {
         let cgroups = blocking(Hierarchies::detect)
             .await
             .map_err(|source| StartError::Host { what: "control groups", source })?;
+        let handlers = Handlers::new(&config.handlers, &config.state);
+        let standing = standing_directories(&config, &handlers);
         let state = config.state.clone();
-        blocking(move || prepare_bundles(&container::steps::bundles(&state))).await?;
+        blocking(move || {
+            for directory in &standing {
+                fs::create_dir_all(directory).map_err(at("make directory", directory))?;
+            }
+            prepare_bundles(&container::steps::bundles(&state))?;
+            let pins = Path::new(sandbox::NETNS_DIRECTORY);
+            vaina_sys::netns::prepare_directory(pins).map_err(at("prepare", pins))
+        })
+        .await?;
         let path = config.root.join("state.db");
         let store = blocking(move || Store::open(&path)).await.map_err(StartError::Store)?;
         let root = config.root.clone();
@@ -161,7 +171,7 @@ impl App {
         let network = Network::open(&config.network).await.map_err(StartError::Network)?;
         let pool = Pool::new(&config.network).map_err(StartError::Network)?;
         let app = Arc::new(Self {
-            handlers: Handlers::new(&config.handlers, &config.state),
+            handlers,
             config,
             store,
             index: Index::default(),
@@ -249,6 +259,13 @@ impl RunningApp {
         .await;
         tracing::info!(receipts, remains, "stopped");
     }
+}
+
+/// What every pod would make otherwise, and no pod could remove: after the last one the host is as after the start.
+fn standing_directories(config: &Config, handlers: &Handlers) -> Vec<PathBuf> {
+    let mut directories = vec![config.state.join("pods"), config.root.join("containers"), config.root.join("trash")];
+    directories.extend(handlers.iter().map(|handler| handler.runtime_root.clone()));
+    directories
 }
 
 fn image_config(config: &Config) -> ImageConfig {

@@ -71,7 +71,8 @@ fn on_own_thread<T: Send, E: From<io::Error> + Send>(work: impl FnOnce() -> Resu
     })
 }
 
-fn prepare_directory(directory: &Path) -> io::Result<()> {
+/// Makes the directory of pins a shared mount, if it is none yet.
+pub fn prepare_directory(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let directory = fs::canonicalize(directory)?;
     let table = mount::table()?;

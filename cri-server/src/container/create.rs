@@ -45,10 +45,12 @@ pub enum CreateError {
     #[error("image {0:?} is not on this node; it must be pulled first")]
     NoImage(String),
     /// The key is taken by a container that was asked for with another config.
-    #[error("container {id} has the same sandbox, name and attempt, and a different {field}")]
+    #[error("container {id} has the same sandbox, name ({name}) and attempt, and a different {field}")]
     Differs {
         /// The one that is there.
         id: ContainerId,
+        /// Of the container.
+        name: String,
         /// The first field that differs.
         field: &'static str,
     },
@@ -116,7 +118,8 @@ pub async fn create(
             }
             Err(other) => {
                 if let Some(field) = difference(&other.config, &config) {
-                    return Err(Arc::new(CreateError::Differs { id: other.id.clone(), field }));
+                    let name = config.metadata.unwrap_or_default().name;
+                    return Err(Arc::new(CreateError::Differs { id: other.id.clone(), name, field }));
                 }
                 other
             }

@@ -36,10 +36,12 @@ pub enum RunError {
     #[error("runtime handler {0:?} is not configured")]
     UnknownHandler(String),
     /// The key is taken by a sandbox that was asked for with another config.
-    #[error("pod sandbox {id} has the same name, namespace, uid and attempt, and a different {field}")]
+    #[error("pod sandbox {id} has the same name ({name}), namespace, uid and attempt, and a different {field}")]
     Differs {
         /// The one that is there.
         id: SandboxId,
+        /// Of the pod.
+        name: String,
         /// The first field that differs.
         field: &'static str,
     },
@@ -105,7 +107,8 @@ pub async fn run(app: &Arc<App>, config: PodSandboxConfig, handler: &str) -> Res
             Err(other) => {
                 let differs = (other.handler != handler).then_some("runtime_handler");
                 if let Some(field) = difference(&other.config, &config).or(differs) {
-                    return Err(Arc::new(RunError::Differs { id: other.id.clone(), field }));
+                    let name = config.metadata.unwrap_or_default().name;
+                    return Err(Arc::new(RunError::Differs { id: other.id.clone(), name, field }));
                 }
                 other
             }
