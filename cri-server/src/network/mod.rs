@@ -283,7 +283,7 @@ impl Host {
         let idle = lock(&self.routes).pop();
         let mut channel = idle.map_or_else(|| self.inside(RouteChannel::open), Ok)?;
         let done = work(&mut channel)?;
-        lock(&self.routes).push(channel);
+        keep_idle(&mut lock(&self.routes), channel);
         Ok(done)
     }
 
@@ -291,7 +291,7 @@ impl Host {
         let idle = lock(&self.filters).pop();
         let mut channel = idle.map_or_else(|| self.inside(FilterChannel::open), Ok)?;
         let done = work(&mut channel)?;
-        lock(&self.filters).push(channel);
+        keep_idle(&mut lock(&self.filters), channel);
         Ok(done)
     }
 
@@ -655,4 +655,11 @@ fn conflict(one: &HostPort, other: &HostPort) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps a channel for the next call, but no more than one pod at a time needs: a burst leaves no descriptors behind.
+fn keep_idle<T>(idle: &mut Vec<T>, channel: T) {
+    if idle.is_empty() {
+        idle.push(channel);
+    }
 }
