@@ -176,6 +176,14 @@ async fn process(daemon: &Daemon, container: &str, arguments: &ExecArguments) ->
     fields.insert("args".to_owned(), arguments.command.clone().into());
     fields.insert("terminal".to_owned(), arguments.tty.into());
     fields.remove("consoleSize");
+    // Right from its first look; the shim is told again once it runs, and when ours changes.
+    if arguments.tty
+        && let Ok(size) = tcgetwinsize(io::stdin().as_fd())
+        && size.ws_col > 0
+    {
+        let size = serde_json::json!({ "height": size.ws_row, "width": size.ws_col });
+        fields.insert("consoleSize".to_owned(), size);
+    }
     if arguments.tty
         && let Some(environment) = fields.get_mut("env").and_then(Value::as_array_mut)
         && let Ok(terminal) = std::env::var("TERM")
