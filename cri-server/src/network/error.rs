@@ -107,7 +107,8 @@ impl Classify for NetworkError {
         match self {
             Self::Subnet { .. } | Self::BridgeName { .. } | Self::PortTwice { .. } => Kind::InvalidArgument,
             Self::Overlap { .. } | Self::NotABridge { .. } | Self::BridgeAddress { .. } => Kind::FailedPrecondition,
-            Self::PortTaken { .. } => Kind::AlreadyExists,
+            // Not "already exists": that would be the pod itself.
+            Self::PortTaken { .. } => Kind::FailedPrecondition,
             Self::Family { .. } => Kind::Unimplemented,
             Self::Missing { .. } => Kind::Unavailable,
             Self::Step { .. } => Kind::Internal,

@@ -291,7 +291,7 @@ impl Ruleset {
                     End::Through if sure && chain.drops_by_policy => Cause::Policy,
                     _ => return None,
                 };
-                Some(Finding { base: key.clone(), cause, owner: self.owner(key) })
+                Some(Finding { base: key.clone(), cause, owner: self.owner(place, key) })
             })
             .collect()
     }
@@ -341,7 +341,8 @@ impl Ruleset {
         End::Through
     }
 
-    fn owner(&self, base: &Key) -> Option<Owner> {
+    /// Docker only filters what is forwarded.
+    fn owner(&self, place: Place, base: &Key) -> Option<Owner> {
         let mut names = self
             .chains
             .keys()
@@ -352,7 +353,7 @@ impl Ruleset {
         } else if names.clone().any(|name| name.starts_with("ufw-")) {
             Some(Owner::Ufw)
         } else {
-            names.any(|name| name.starts_with("DOCKER")).then_some(Owner::Docker)
+            (place == Place::Forward && names.any(|name| name.starts_with("DOCKER"))).then_some(Owner::Docker)
         }
     }
 }
@@ -396,8 +397,9 @@ const NFPROTO_IPV4: u8 = 2;
 const TCP: u8 = 6;
 const CT_STATUS: u32 = 2;
 const STATUS_REWRITTEN: u32 = 1 << 5;
-/// `XT_CONNTRACK_STATE`, `XT_CONNTRACK_STATE_DNAT`, and where the match keeps its flags, what it inverts and the states.
+/// `XT_CONNTRACK_STATE`, the flag of its other name `-m state`, `XT_CONNTRACK_STATE_DNAT`, and where the match keeps its flags, what it inverts and the states.
 const XT_STATE: u16 = 1;
+const XT_STATE_ALIAS: u16 = 1 << 13;
 const XT_STATE_REWRITTEN: u32 = 128;
 const XT_FLAGS: usize = 146;
 const XT_INVERTED: usize = 148;
@@ -628,7 +630,7 @@ fn state_match(info: &[u8], published: bool) -> Applies {
     let (Some(flags), Some(inverted), Some(states)) = (field(XT_FLAGS), field(XT_INVERTED), field(XT_STATES)) else {
         return Applies::Perhaps;
     };
-    if flags != XT_STATE {
+    if flags & !XT_STATE_ALIAS != XT_STATE {
         return Applies::Perhaps;
     }
     let has = STATE_NEW | if published { XT_STATE_REWRITTEN } else { 0 };
@@ -676,4 +678,32 @@ pub(super) fn findings(ruleset: &Ruleset, bridge: &str, outside: Option<&str>, p
                 .collect::<Vec<_>>()
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As iptables 1.8.9 sends it: `-m conntrack --ctstate` and its older name, with and without `!`.
+    #[test]
+    fn states_of_iptables_are_read() {
+        const RELATED_ESTABLISHED: u16 = 6;
+        const INVALID: u16 = 1;
+        for (flags, inverted, states, published, expected) in [
+            (XT_STATE, 0, RELATED_ESTABLISHED, false, Applies::No),
+            (XT_STATE, XT_STATE, RELATED_ESTABLISHED, false, Applies::Yes),
+            (XT_STATE, 0, 8, false, Applies::Yes),
+            (XT_STATE | XT_STATE_ALIAS, 0, INVALID, false, Applies::No),
+            (XT_STATE, 0, 128, false, Applies::No),
+            (XT_STATE, 0, 128, true, Applies::Yes),
+            (XT_STATE | 2, 0, 8, false, Applies::Perhaps),
+        ] {
+            let mut info = vec![0; 160];
+            for (at, value) in [(XT_FLAGS, flags), (XT_INVERTED, inverted), (XT_STATES, states)] {
+                info[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+            }
+            assert_eq!(state_match(&info, published), expected, "{flags} {inverted} {states}");
+        }
+        assert_eq!(state_match(&[0; 100], false), Applies::Perhaps);
+    }
 }

@@ -302,7 +302,7 @@ mod root {
         ] {
             let other = world.pod(name, &[port(9090, 90, Protocol::Tcp), mapping]);
             let error = world.attach(&network, &other).unwrap_err();
-            assert_eq!(error.kind(), Kind::AlreadyExists);
+            assert_eq!(error.kind(), Kind::FailedPrecondition);
             assert!(error.to_string().contains(a.sandbox.as_str()), "{error}");
             assert!(!world.runtime.block_on(network.is_attached(&other.sandbox)));
             world.detach(&network, &other);
