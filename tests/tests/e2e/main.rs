@@ -1,0 +1,25 @@
+//! End-to-end tests: the real daemon, the real shim, real containers, over the real socket. Each test has a node of its
+//! own and ends with the comparison of what is there before and after; see `vaina_tests::node`.
+
+mod container;
+mod daemon;
+mod logs;
+mod sandbox;
+
+use tonic::{Code, Status};
+
+/// The status of a call that must have failed.
+#[track_caller]
+fn failed<T: std::fmt::Debug>(result: Result<T, Status>) -> Status {
+    result.expect_err("the call must fail")
+}
+
+/// A failed call's code and words that its message must contain.
+#[track_caller]
+fn assert_failed<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &[&str]) {
+    let status = failed(result);
+    assert_eq!(status.code(), code, "{status:?}");
+    for word in words {
+        assert!(status.message().contains(word), "the message lacks {word:?}: {}", status.message());
+    }
+}
