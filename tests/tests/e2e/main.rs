@@ -4,7 +4,9 @@
 mod container;
 mod daemon;
 mod logs;
+mod restart;
 mod sandbox;
+mod shared;
 
 use tonic::{Code, Status};
 
