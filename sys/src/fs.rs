@@ -47,6 +47,29 @@ pub fn open_in_root(root: impl AsFd, path: &Path, flags: OFlags, mode: u32) -> i
     )?)
 }
 
+/// Makes a directory and what is missing above it, below `root` as [`open_in_root`] understands it. One that is there is fine.
+pub fn create_dir_all_in_root(root: impl AsFd, path: &Path, mode: u32) -> io::Result<()> {
+    let mut above = open_in_root(&root, Path::new("/"), OFlags::PATH | OFlags::DIRECTORY, 0)?;
+    let mut so_far = std::path::PathBuf::from("/");
+    for part in path.components() {
+        so_far.push(part);
+        let there = match open_in_root(&root, &so_far, OFlags::PATH | OFlags::DIRECTORY, 0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let std::path::Component::Normal(name) = part {
+                    match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(mode)) {
+                        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                        Err(errno) => return Err(errno.into()),
+                    }
+                }
+                open_in_root(&root, &so_far, OFlags::PATH | OFlags::DIRECTORY, 0)?
+            }
+            other => other?,
+        };
+        above = there;
+    }
+    Ok(())
+}
+
 /// Removes a file or a tree without following links and without entering other file systems; nothing there is success.
 ///
 /// A mount below is an error (`EBUSY` or `EXDEV`): its content belongs to somebody else.
@@ -145,6 +168,21 @@ impl Removal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_are_made_below_the_root_whatever_links_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("there")).unwrap();
+        std::os::unix::fs::symlink("/there", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("../../../../tmp", root.join("out")).unwrap();
+        let opened = File::open(&root).unwrap();
+        for path in ["/link/a/b", "there/a/b", "/", "/x/../y"] {
+            create_dir_all_in_root(&opened, Path::new(path), 0o755).unwrap();
+        }
+        assert!(root.join("there/a/b").is_dir() && root.join("y").is_dir());
+        assert!(create_dir_all_in_root(&opened, Path::new("/out/a"), 0o755).is_err(), "its target is not in the root");
+    }
 
     #[test]
     fn a_tree_goes_and_what_its_links_name_stays() {

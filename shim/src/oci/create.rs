@@ -101,6 +101,9 @@ fn make(root: &Path, create: &Create, bundle: &Path, spec: &Spec) -> Result<i32,
     }
     let causes = Causes::collect().map_err(|source| OciError::Prepare { step: "collect causes", source })?;
     let cwd = spec.process().as_ref().map_or(Path::new(""), |process| process.cwd());
+    if let Some(root) = spec.root() {
+        make_working_directory(root.path(), cwd);
+    }
     let failed =
         |error: &libcontainer::error::LibcontainerError| OciError::forked("create container", error, &causes, cwd);
     let container = ContainerBuilder::new(create.id.clone(), SyscallType::default())
@@ -117,6 +120,12 @@ fn make(root: &Path, create: &Create, bundle: &Path, spec: &Spec) -> Result<i32,
         .build()
         .map_err(|error| failed(&error))?;
     container.pid().map(|pid| pid.as_raw()).ok_or_else(|| OciError::State("the container has no process".to_owned()))
+}
+
+/// Images name working directories that they do not have; other runtimes make them, the library does not.
+fn make_working_directory(rootfs: &Path, cwd: &Path) {
+    // Where it can't be made (the file system is read-only, a file is in the way) the change to it says so.
+    let _ = fs::File::open(rootfs).and_then(|root| vaina_sys::fs::create_dir_all_in_root(root, cwd, 0o755));
 }
 
 /// What the container's process inherits and should not have from us.
