@@ -130,7 +130,7 @@ fn commands_and_environment_override_those_of_the_image() {
     assert!(case.build().unwrap_err().contains("command"));
     case.container.command = vec!["/own".into()];
     case.container.envs = [("B", "own=1"), ("C", ""), ("PATH", "/x")]
-        .map(|(key, value)| KeyValue { key: key.into(), value: value.into(), ..Default::default() })
+        .map(|(key, value)| KeyValue { key: key.into(), value: value.into() })
         .into();
     case.container.tty = true;
     let spec = case.build().unwrap();
