@@ -262,7 +262,10 @@ impl Container {
     /// A container of which only the id is known.
     pub(crate) fn unreadable(id: ContainerId, sandbox: Arc<Sandbox>, reason: &str) -> Self {
         let image = ContainerImage { id: ImageId::new("unknown"), name: "unknown".into(), reference: "unknown".into() };
-        let origin = Origin { id, sandbox, config: ContainerConfig::default(), image, stop_signal: 15, created_at: 1 };
+        // Clients refuse a status without a name, and then can't remove it.
+        let metadata = ContainerMetadata { name: format!("unknown-{id}"), attempt: 0 };
+        let config = ContainerConfig { metadata: Some(metadata), ..ContainerConfig::default() };
+        let origin = Origin { id, sandbox, config, image, stop_signal: 15, created_at: 1 };
         let kept = Kept { mark: Some(Mark::Toward(Level::Running)), ..Kept::default() };
         let container = Self::new(origin, kept);
         container.publish(ContainerState::Unknown(reason.into()));

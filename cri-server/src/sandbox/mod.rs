@@ -183,7 +183,15 @@ impl Sandbox {
     /// A sandbox of which only the id is known.
     pub(crate) fn unreadable(id: SandboxId, reason: &str) -> Self {
         let kept = Kept { mark: Some(Mark::Toward(Level::Ready)), ..Kept::default() };
-        let sandbox = Self::new(id, PodSandboxConfig::default(), String::new(), 1, kept);
+        // Clients refuse a status without a name, and then can't remove it.
+        let metadata = PodSandboxMetadata {
+            name: "unknown".to_owned(),
+            namespace: "unknown".to_owned(),
+            uid: id.to_string(),
+            attempt: 0,
+        };
+        let config = PodSandboxConfig { metadata: Some(metadata), ..PodSandboxConfig::default() };
+        let sandbox = Self::new(id, config, String::new(), 1, kept);
         sandbox.publish(SandboxState::Unknown(reason.into()));
         sandbox
     }

@@ -12,6 +12,7 @@
 
 use std::{
     io,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -275,7 +276,15 @@ impl<'a> Walk<'a> {
     }
 
     async fn remove_network(&self) -> Result<(), StepError> {
-        let Some(attachment) = attachment(self.sandbox) else { return Ok(()) };
+        let Some(netns) = self.sandbox.netns() else { return Ok(()) };
+        // Without a readable record the address is not known; what a pod has in the network is found by its id.
+        let unknown = || Attachment {
+            sandbox: self.sandbox.id.clone(),
+            netns,
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            ports: Vec::new(),
+        };
+        let attachment = attachment(self.sandbox).unwrap_or_else(unknown);
         let failed = |source| StepError::Network { step: "detach", source };
         self.app.network.detach(&attachment).await.map_err(failed)
     }
