@@ -1,0 +1,103 @@
+# What people and CI run. Nothing here calls sudo; what needs root says so. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+# A mirror's index may be ahead of what was tried: the lock file says what is built.
+LOCKED ?= --locked
+# Built tools and images, kept over checkouts.
+TOOLS ?= $(HOME)/.cache/vaina-tools
+OUT := target/x86_64-unknown-linux-gnu
+# Test output of this run, for the summary.
+LOG := target/test.log
+
+# The programs that tests run: the shim as it is shipped, the daemon with its debug assertions.
+export VAINA_SHIM := $(abspath $(OUT)/shim/containerd-shim-vaina-v1)
+TEST_VAINA := $(abspath $(OUT)/debug/vaina)
+# As they are shipped, for people, the demo and figures.
+RELEASE_VAINA := $(abspath $(OUT)/release/vaina)
+
+DEBS := build-essential busybox-static crun docker-registry iproute2 iptables libseccomp-dev nftables pkg-config runc
+
+.PHONY: help
+help: ## Lists the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort | expand -t 18
+
+# === what a machine needs ===
+
+.PHONY: deps
+deps: ## Installs the Debian packages that building and testing need (root)
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.95 or later" >&2; exit 1; }
+	@$(call debs,$(DEBS))
+
+# Installs those of the packages that are missing.
+debs = missing=$$(for package in $(1); do dpkg-query -Wf '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done); \
+	if [ -n "$$missing" ]; then \
+		command -v apt-get >/dev/null || { echo "these Debian packages are missing, and there is no apt-get:" $$missing >&2; exit 1; }; \
+		echo "installing" $$missing; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+.PHONY: cgroups
+cgroups: ## Mounts the cgroup v1 hierarchies without which crun refuses a hybrid machine (root)
+	@if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then \
+		for name in hugetlb perf_event net_cls net_prio; do \
+			grep -q "^$$name\b" /proc/cgroups || continue; \
+			[ -e /sys/fs/cgroup/$$name/tasks ] && continue; \
+			mkdir -p /sys/fs/cgroup/$$name; \
+			mount -t cgroup -o $$name cgroup /sys/fs/cgroup/$$name; \
+		done; \
+	fi
+
+# === building ===
+
+.PHONY: build
+build: deps ## Builds the programs as they are shipped
+	$(CARGO) build $(LOCKED) --release -p vaina-cri-server
+	$(MAKE) --no-print-directory shim
+
+.PHONY: shim
+shim: deps
+	$(CARGO) build $(LOCKED) --profile shim -p vaina-shim
+
+.PHONY: install
+PREFIX ?= /usr/local
+install: build ## Installs the programs to PREFIX/bin (root)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE_VAINA) $(VAINA_SHIM)
+
+# === tests ===
+
+.PHONY: fmt
+fmt: ## Formats the sources
+	$(CARGO) fmt --all
+
+.PHONY: check
+check: deps ## Formatting, lints and the tests that need no root: before each push
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items --quiet
+
+.PHONY: unit
+unit: deps ## Unit tests, part tests and the planner's simulation (root)
+	$(CARGO) test $(LOCKED) --workspace --exclude vaina-tests 2>&1 | tee -a $(LOG)
+	$(CARGO) test $(LOCKED) -p vaina-tests --lib --bins 2>&1 | tee -a $(LOG)
+
+.PHONY: e2e
+e2e: deps cgroups shim ## End-to-end tests: real daemon, shim, containers and registry (root)
+	$(CARGO) build $(LOCKED) -p vaina-cri-server
+	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test e2e -- $(TESTS) 2>&1 | tee -a $(LOG)
+
+.PHONY: test
+test: ## Everything that must pass before a change lands (root)
+	@mkdir -p target && : > $(LOG)
+	$(MAKE) --no-print-directory check
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory e2e
+	@$(call summary)
+
+# The sum of all `test result` lines of this run, in the form that is looked for.
+summary = awk '/^test result:/ { passed += $$4; failed += $$6; skipped += $$8 } \
+	END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit !passed || failed }' $(LOG)
