@@ -78,7 +78,8 @@ fmt: ## Formats the sources
 check: deps ## Formatting, lints and the tests that need no root: before each push
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(LOCKED) --workspace --all-targets --all-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items --quiet
+	# Documentation is for those who work here: links to private items are wanted.
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc $(LOCKED) --workspace --no-deps --document-private-items --quiet
 
 .PHONY: unit
 unit: deps ## Unit tests, part tests and the planner's simulation (root)

@@ -10,7 +10,7 @@
 //!
 //! The order that a kill or a loss of power can't break: unpack in staging, `syncfs`, rename into place, sync the
 //! directory; only then a record names the layer. At open whatever no record names is deleted, and a record whose layers
-//! are missing is reported by [`Layers::adopt`].
+//! are missing is reported by [`LayerDirs::adopt`].
 //!
 //! A layer lives as long as an `Arc<Layer>` of it, or a record. When the last `Arc` of an unrecorded one goes, a thread
 //! of this part moves it to the trash and deletes it, so no caller waits for that. `moves` orders the two things that

@@ -8,7 +8,7 @@
 //! [`Drive`] is that as a machine without I/O: it says which actions may run now (those that stand on nothing unfinished,
 //! so independent ones run together), is told how each ended, and knows when to write the mark: *before* a change that the
 //! change is on its way, *after* it that it is done. A step counts as made from the moment that it is tried. The
-//! daemon's executor ([`execute`]) and the simulator in the tests drive the same machine, so what the simulator kills a
+//! daemon's executor ([`execute()`]) and the simulator in the tests drive the same machine, so what the simulator kills a
 //! million times is what runs.
 //!
 //! ```text

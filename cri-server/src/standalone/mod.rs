@@ -5,7 +5,7 @@
 //!
 //! - [`manifest`] reads, [`convert`] makes CRI messages; both are pure but for the file;
 //! - [`pod`] is one pod's life, [`end`] its end, [`directory`] what is on disk of it meanwhile;
-//! - [`run`], [`ps`], [`logs`], [`exec`] and [`stop`] are the commands.
+//! - [`mod@run`], [`ps`], [`logs`], [`exec`] and [`stop`] are the commands.
 
 mod back_off;
 mod convert;
