@@ -17,6 +17,7 @@ LOG := target/test.log
 # The programs that tests run: the shim as it is shipped, the daemon with its debug assertions.
 export VAINA_SHIM := $(abspath $(OUT)/shim/containerd-shim-vaina-v1)
 TEST_VAINA := $(abspath $(OUT)/debug/vaina)
+export RUST_BACKTRACE ?= 0
 # As they are shipped, for people, the demo and figures.
 RELEASE_VAINA := $(abspath $(OUT)/release/vaina)
 
@@ -91,12 +92,22 @@ e2e: deps cgroups shim ## End-to-end tests: real daemon, shim, containers and re
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test e2e -- $(TESTS) 2>&1 | tee -a $(LOG)
 
+.PHONY: fault
+fault: deps cgroups shim ## Kills daemon, shims and runtimes at any moment of a pod's life (root; VAINA_FAULT_ROUNDS, VAINA_FAULT_SEED)
+	$(CARGO) build $(LOCKED) -p vaina-cri-server
+	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test fault -- $(TESTS) 2>&1 | tee -a $(LOG)
+
+.PHONY: soak
+soak: ## The fault tests for some minutes (root)
+	VAINA_FAULT_ROUNDS=1000 $(MAKE) --no-print-directory fault
+
 .PHONY: test
 test: ## Everything that must pass before a change lands (root)
 	@mkdir -p target && : > $(LOG)
 	$(MAKE) --no-print-directory check
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory e2e
+	$(MAKE) --no-print-directory fault
 	@$(call summary)
 
 # The sum of all `test result` lines of this run, in the form that is looked for.
