@@ -153,11 +153,13 @@ impl App {
             .map_err(|source| StartError::Host { what: "control groups", source })?;
         let handlers = Handlers::new(&config.handlers, &config.state);
         let standing = standing_directories(&config, &handlers);
-        let state = config.state.clone();
+        let (state, parent) = (config.state.clone(), config.cgroup.parent.clone());
+        let group = cgroups.group(Path::new(&parent));
         blocking(move || {
             for directory in &standing {
                 fs::create_dir_all(directory).map_err(at("make directory", directory))?;
             }
+            group.create().map_err(at("make control group", Path::new(&parent)))?;
             prepare_bundles(&container::steps::bundles(&state))?;
             let pins = Path::new(sandbox::NETNS_DIRECTORY);
             vaina_sys::netns::prepare_directory(pins).map_err(at("prepare", pins))
@@ -263,7 +265,8 @@ impl RunningApp {
 
 /// What every pod would make otherwise, and no pod could remove: after the last one the host is as after the start.
 fn standing_directories(config: &Config, handlers: &Handlers) -> Vec<PathBuf> {
-    let mut directories = vec![config.state.join("pods"), config.root.join("containers"), config.root.join("trash")];
+    let mut directories = vec![config.state.join("pods")];
+    directories.extend(["containers", "trash", "standalone"].map(|name| config.root.join(name)));
     directories.extend(handlers.iter().map(|handler| handler.runtime_root.clone()));
     directories
 }

@@ -46,9 +46,9 @@ impl Pods {
     pub(super) fn lock(&self) -> Result<File, DirectoryError> {
         let make = || -> io::Result<File> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
-            let file = lock_file(&self.directory.join("lock"))?;
-            flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
+            let directory = File::open(&self.directory)?;
+            flock(&directory, FlockOperation::LockExclusive)?;
+            Ok(directory)
         };
         make().map_err(|source| DirectoryError::Lock { path: self.directory.clone(), source })
     }

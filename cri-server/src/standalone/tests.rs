@@ -102,7 +102,7 @@ impl Bench {
         assert!(self.pods().list().unwrap().is_empty());
         let left = |path: &Path| fs::read_dir(path).map_or(0, Iterator::count);
         assert_eq!(left(&self.directory.path().join("logs")), 0);
-        assert_eq!(left(&self.directory.path().join("root/standalone")), 1, "only the lock");
+        assert_eq!(left(&self.directory.path().join("root/standalone")), 0);
     }
 }
 
