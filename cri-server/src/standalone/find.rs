@@ -22,6 +22,14 @@ pub enum FindError {
         /// Its name.
         name: String,
     },
+    /// It is there, but nothing in it.
+    #[error("find a container in pod {namespace}/{name}: none has been started yet")]
+    Empty {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
     /// No such container.
     #[error("find container {container} in pod {pod}: it has {}", names.join(", "))]
     Container {
@@ -41,6 +49,7 @@ impl Classify for FindError {
     fn kind(&self) -> Kind {
         match self {
             Self::Pod { .. } | Self::Container { .. } => Kind::NotFound,
+            Self::Empty { .. } => Kind::FailedPrecondition,
             Self::Daemon(error) => error.kind(),
         }
     }
@@ -50,7 +59,7 @@ impl Classify for FindError {
 pub(super) async fn containers(daemon: &Daemon, namespace: &str, pod: &str) -> Result<Vec<cri::Container>, FindError> {
     let labels = [(keys::POD_NAMESPACE, namespace), (keys::POD_NAME, pod)];
     let label_selector: BTreeMap<_, _> = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    let filter = cri::ContainerFilter { label_selector, ..Default::default() };
+    let filter = cri::ContainerFilter { label_selector: label_selector.clone(), ..Default::default() };
     let request = cri::ListContainersRequest { filter: Some(filter) };
     let answer = daemon
         .call("ListContainers", |daemon| {
@@ -58,10 +67,19 @@ pub(super) async fn containers(daemon: &Daemon, namespace: &str, pod: &str) -> R
             async move { daemon.runtime().list_containers(request).await }
         })
         .await?;
-    if answer.containers.is_empty() {
-        return Err(FindError::Pod { namespace: namespace.to_owned(), name: pod.to_owned() });
+    if !answer.containers.is_empty() {
+        return Ok(answer.containers);
     }
-    Ok(answer.containers)
+    let filter = cri::PodSandboxFilter { label_selector, ..Default::default() };
+    let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+    let answer = daemon
+        .call("ListPodSandbox", |daemon| {
+            let request = request.clone();
+            async move { daemon.runtime().list_pod_sandbox(request).await }
+        })
+        .await?;
+    let (namespace, name) = (namespace.to_owned(), pod.to_owned());
+    Err(if answer.items.is_empty() { FindError::Pod { namespace, name } } else { FindError::Empty { namespace, name } })
 }
 
 /// The container of that name, or the first.

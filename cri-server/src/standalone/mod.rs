@@ -135,6 +135,7 @@ pub struct Endpoint {
 /// Needs a tokio runtime with more than one thread when it may start a daemon; the caller leaves with
 /// `std::process::exit`, since a read of standard input may still be under way.
 pub async fn run(command: Command) -> ExitCode {
+    terminal::show_warnings();
     let endpoint = match &command {
         Command::Run { endpoint, .. }
         | Command::Ps { endpoint, .. }

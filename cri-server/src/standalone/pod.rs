@@ -44,6 +44,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What a container may leave as its last words (Kubernetes' limits).
 const MESSAGE_LIMIT: u64 = 4096;
 
+/// The exit code of one that a grace period was not long enough for.
+const KILLED: i32 = 137;
 /// What the runtime gives a container that it could not start.
 const NOT_STARTED: u8 = 128;
 /// So often is a start tried that never worked before: a person waits for it.
@@ -673,16 +675,7 @@ impl Life {
         let member = &mut self.members[index];
         let State::Running { since, .. } = member.state else { return Ok(()) };
         let code = status.exit_code;
-        let mut text = match code {
-            0 => format!("done after {}", duration(ran(&status, since))),
-            _ => format!("exit code {code} after {}", duration(ran(&status, since))),
-        };
-        if let Some(signal) = signal_name(code) {
-            text += &format!(" ({signal})");
-        }
-        if !status.message.is_empty() {
-            text += &format!(": {}", status.message);
-        }
+        let mut text = ending(&status, since);
         if !words.is_empty() {
             text += &format!("\nlast words: {words}");
         }
@@ -794,6 +787,25 @@ impl Life {
         }
     }
 
+    /// Says how a container took its stop.
+    async fn tell_stopped(&self, index: usize) {
+        let member = &self.members[index];
+        let State::Running { id, since } = &member.state else { return };
+        let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+        let answer = self
+            .context
+            .daemon
+            .call("ContainerStatus", |daemon| {
+                let request = request.clone();
+                async move { daemon.runtime().container_status(request).await }
+            })
+            .await;
+        // Only told: a pod must go whether or not anybody knows how its containers ended.
+        let Some(status) = answer.ok().and_then(|answer| answer.status) else { return };
+        let reason = if status.exit_code == KILLED { "Killed" } else { "Stopped" };
+        self.context.terminal.event(&member.subject, Level::Normal, reason, &ending(&status, *since));
+    }
+
     /// Takes everything away. The pod is Terminating from here on.
     async fn end(&mut self, interrupts: &mut watch::Receiver<Interrupts>) -> Result<(), PodError> {
         let begin = Instant::now();
@@ -805,6 +817,7 @@ impl Life {
         self.stop_containers(interrupts).await?;
         for index in 0..self.members.len() {
             self.finish_log(index).await;
+            self.tell_stopped(index).await;
         }
         end::remove_sandboxes(&self.context.daemon, &self.directory).await?;
         self.directory.remove()?;
@@ -871,6 +884,20 @@ fn ran(status: &cri::ContainerStatus, since: Instant) -> Duration {
         (Some(started), Some(finished)) if finished >= started => Duration::from_nanos(finished - started),
         _ => since.elapsed(),
     }
+}
+
+/// A container's end in words.
+fn ending(status: &cri::ContainerStatus, since: Instant) -> String {
+    let code = status.exit_code;
+    let time = duration(ran(status, since));
+    let mut text = if code == 0 { format!("done after {time}") } else { format!("exit code {code} after {time}") };
+    if let Some(signal) = signal_name(code) {
+        text += &format!(" ({signal})");
+    }
+    if !status.message.is_empty() {
+        text += &format!(": {}", status.message);
+    }
+    text
 }
 
 /// The signal that such an exit code stands for.

@@ -129,7 +129,7 @@ pub(super) async fn run(
     });
     if started {
         let vaina = Subject::new("vaina".to_owned(), 0);
-        context.terminal.event(&vaina, Level::Normal, "Serving", "no daemon answered: this one runs in here");
+        context.terminal.event(&vaina, Level::Normal, "Serving", "no daemon was running, so this command is the daemon while it lives");
     }
     run_all(&context, manifests, &interrupts).await
 }

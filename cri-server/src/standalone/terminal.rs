@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing_subscriber::{EnvFilter, fmt::layer, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
 use super::log::{Line, Stream};
 
 const COLORS: &[&str] = &["36", "32", "34", "35", "33", "96", "92", "94", "95"];
@@ -103,6 +105,14 @@ impl Terminal {
     fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// Shows what a daemon in this process would log, as far as something is wrong; `RUST_LOG` wins.
+pub(super) fn show_warnings() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let lines = layer().with_target(false).without_time().with_ansi(io::stderr().is_terminal());
+    // Only if somebody else has seen to it already.
+    let _ = tracing_subscriber::registry().with(filter).with(lines.with_writer(io::stderr)).try_init();
 }
 
 /// `14 ms`, `1.2 s`, `3 min 5 s`, `2 h 10 min`.
