@@ -1,6 +1,8 @@
 //! The gRPC edge: convert, call a verb, convert. Nothing below sees tonic; nothing here touches disk, locks or waits by
 //! itself.
 
+mod chunks;
+mod deadline;
 mod image;
 pub mod import;
 mod runtime;
@@ -35,6 +37,7 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     tonic::transport::Server::builder()
+        .layer(deadline::DeadlineLayer)
         .add_service(runtime)
         .add_service(image)
         .add_service(ImagesServer::new(import))
