@@ -21,7 +21,7 @@ export RUST_BACKTRACE ?= 0
 # As they are shipped, for people, the demo and figures.
 RELEASE_VAINA := $(abspath $(OUT)/release/vaina)
 
-DEBS := build-essential busybox-static crun docker-registry iproute2 iptables libseccomp-dev nftables pkg-config runc
+DEBS := build-essential busybox-static crun docker-registry iproute2 iptables libseccomp-dev nftables openssl pkg-config runc
 
 .PHONY: help
 help: ## Lists the targets
@@ -69,6 +69,13 @@ PREFIX ?= /usr/local
 install: build ## Installs the programs to PREFIX/bin (root)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE_VAINA) $(VAINA_SHIM)
 
+# === the demo ===
+
+.PHONY: demo
+demo: build ## Runs a pod on this machine and shows, checked, what a pod is (root)
+	$(CARGO) build $(LOCKED) --release -p vaina-tests --bin vaina-demo --bin vaina-probe
+	VAINA_BIN=$(RELEASE_VAINA) $(OUT)/release/vaina-demo examples/web-and-puller.yaml
+
 # === tests ===
 
 .PHONY: fmt
@@ -100,6 +107,28 @@ fault: deps cgroups shim ## Kills daemon, shims and runtimes at any moment of a 
 .PHONY: soak
 soak: ## The fault tests for some minutes (root)
 	VAINA_FAULT_ROUNDS=1000 $(MAKE) --no-print-directory fault
+
+CRI_TOOLS := v1.36.0
+CRITEST := $(TOOLS)/bin/critest-$(CRI_TOOLS)
+
+.PHONY: critest-tools
+critest-tools: $(CRITEST)
+
+# Its sources are a test, so it is not to be had by `go install`: built in the module's own directory, as its authors do.
+$(CRITEST):
+	@command -v go >/dev/null || { echo "go is missing: install Go 1.26.4 or later" >&2; exit 1; }
+	mkdir -p $(@D)
+	cd "$$(cd / && go mod download -json sigs.k8s.io/cri-tools@$(CRI_TOOLS) | sed -n 's/^\s*"Dir": "\(.*\)",*$$/\1/p')" && go test -c -o $@ ./cmd/critest
+
+.PHONY: critest
+critest: deps cgroups shim critest-tools ## The conformance suite of the Kubernetes project, one run (root)
+	$(CARGO) build $(LOCKED) -p vaina-cri-server
+	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test conformance -- --nocapture $(TESTS) 2>&1 | tee -a $(LOG)
+
+.PHONY: critest-full
+critest-full: deps cgroups shim critest-tools ## The same over SPDY and WebSocket, with our runtime and crun (root)
+	$(CARGO) build $(LOCKED) -p vaina-cri-server
+	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --features full-conformance --test conformance -- --nocapture --test-threads 1 $(TESTS) 2>&1 | tee -a $(LOG)
 
 .PHONY: test
 test: ## Everything that must pass before a change lands (root)

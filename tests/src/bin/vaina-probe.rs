@@ -27,6 +27,9 @@ const USAGE: &str = "probe sem-create KEY VALUE | sem-value KEY | sem-remove KEY
       | orphan SECONDS           leave a process behind whose parent is gone, and wait too
       | allocate MIB             touch that much memory, then wait for a signal
       | write OUT ERR COUNT      COUNT times one line to each of stdout and stderr
+      | lines COUNT              COUNT lines of 100 bytes and a last one, as fast as they are taken
+      | effective-uid            say whom it runs as, which a setuid bit changes
+      | pause                    wait to be ended
       | exit CODE";
 
 fn main() -> ExitCode {
@@ -82,6 +85,11 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
                 writeln!(io::stderr(), "{err}")?;
             }
         }
+        ["lines", count] => lines(count.parse()?)?,
+        ["effective-uid"] => say(&format!("Effective uid: {}", unistd::geteuid()))?,
+        ["pause"] => loop {
+            unistd::pause();
+        },
         ["exit", code] => return Ok(ExitCode::from(code.parse::<u8>()?)),
         _ => bail!("usage: {USAGE}"),
     }
@@ -95,6 +103,17 @@ fn parse_key(text: &str) -> Result<Key> {
 fn say(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}
+
+/// In pieces of 64 KiB, as programs write that care for speed.
+fn lines(count: usize) -> Result<()> {
+    let mut out = io::BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    let line = [&[b'x'; 99][..], b"\n"].concat();
+    for _ in 0..count {
+        out.write_all(&line)?;
+    }
+    out.write_all(b"the last line\n")?;
     Ok(out.flush()?)
 }
 

@@ -6,6 +6,7 @@
 //! do. Nothing comes from the internet.
 
 pub mod archive;
+pub mod critest;
 pub mod layer;
 pub mod push;
 
@@ -21,6 +22,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use self::layer::{Compression, Layer};
+
+/// The image of the demo and of all examples: [`base`].
+pub const DEMO: &str = "localhost/vaina-demo/busybox:1";
 
 /// Where Debian's busybox-static puts the program.
 const BUSYBOX: &str = "/bin/busybox";
@@ -212,6 +216,11 @@ impl Built {
     /// The image id as the CRI knows it: the digest of the config.
     pub fn id(&self) -> &str {
         &self.config.digest
+    }
+
+    /// A layer that is not compressed.
+    pub fn tar(&self, index: usize) -> &[u8] {
+        &self.tars[index]
     }
 
     /// Writes the manifest anew, for tests that change a blob's digest or size after the fact.
