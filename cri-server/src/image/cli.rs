@@ -86,14 +86,14 @@ pub enum ImageCommandError {
     #[error(transparent)]
     Reference(ReferenceError),
     /// The daemon said no.
-    #[error("{verb} {what}: {}", .source.message())]
+    #[error("{verb} {what}: {}", .status.message())]
     Daemon {
         /// What was asked.
         verb: &'static str,
         /// Of what.
         what: String,
-        /// The answer.
-        source: Box<Status>,
+        /// The answer, whose words are all there is to say: not a source, which would be printed again.
+        status: Box<Status>,
     },
     /// Nothing of that name.
     #[error("no image {0:?}")]
@@ -219,7 +219,7 @@ async fn list(channel: Channel) -> Result<Vec<Image>, ImageCommandError> {
 
 fn failed(verb: &'static str, what: impl ToString) -> impl FnOnce(Status) -> ImageCommandError {
     let what = what.to_string();
-    move |source| ImageCommandError::Daemon { verb, what, source: Box::new(source) }
+    move |status| ImageCommandError::Daemon { verb, what, status: Box::new(status) }
 }
 
 fn print(out: &mut impl Write, text: &str) -> Result<(), ImageCommandError> {
