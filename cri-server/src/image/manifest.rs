@@ -119,6 +119,9 @@ pub enum ManifestError {
     /// Something else in an image's clothes (a chart, a signature).
     #[error("this is not a container image but an artifact of type {0:?}")]
     Artifact(String),
+    /// A layer that is no tar: encrypted, or an attestation.
+    #[error("layers of type {0:?} can't be unpacked")]
+    LayerType(String),
     /// Not for our machine.
     #[error("no image for {wanted} in the index, which has {}", .found.join(", "))]
     NoPlatform {
@@ -201,7 +204,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, ManifestError> {
             let layers = layers
                 .unwrap_or_default()
                 .into_iter()
-                .map(|raw| raw.checked("layer").map(|(descriptor, _)| descriptor))
+                .map(|raw| match raw.checked("layer")? {
+                    (layer, _) if is_layer(&layer.media_type) => Ok(layer),
+                    (layer, _) => Err(ManifestError::LayerType(layer.media_type.chars().take(200).collect())),
+                })
                 .collect::<Result<_, _>>()?;
             Ok(Document::Manifest(Manifest { config, layers }))
         }
@@ -218,6 +224,12 @@ fn is_config(media_type: &str) -> bool {
             | "application/octet-stream"
             | "application/json"
     )
+}
+
+/// Whether it is a tar that we can read. Which compression it has is seen from its bytes: registries get that wrong.
+fn is_layer(media_type: &str) -> bool {
+    matches!(media_type, "" | "application/octet-stream")
+        || [".tar", ".tar.gzip", ".tar+gzip", ".tar+zstd", ".tar.zstd"].iter().any(|end| media_type.ends_with(end))
 }
 
 /// This machine.
@@ -377,6 +389,13 @@ mod tests {
                     r#"{{"config":{{"digest":"{HEX}","size":1,"mediaType":"application/vnd.cncf.helm.config.v1+json"}}}}"#
                 ),
                 "artifact of type",
+            ),
+            (
+                format!(
+                    r#"{{"config":{descriptor},"layers":[{{"digest":"{HEX}","size":1,
+                    "mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted"}}]}}"#
+                ),
+                "+encrypted\" can't be unpacked",
             ),
         ] {
             let error = parse(text.as_bytes()).unwrap_err().to_string();
