@@ -2,27 +2,36 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status, async_trait};
 use vaina_proto::cri::{
-    FilesystemIdentifier, FilesystemUsage, Image, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
+    FilesystemIdentifier, FilesystemUsage, Image, ImageFilter, ImageFsInfoRequest, ImageFsInfoResponse, ImageSpec,
     ImageStatusRequest, ImageStatusResponse, Int64Value, ListImagesRequest, ListImagesResponse, PullImageRequest,
     PullImageResponse, RemoveImageRequest, RemoveImageResponse, StreamImagesRequest, StreamImagesResponse, UInt64Value,
     image_service_server::ImageService,
 };
 
 use super::{
+    chunks::{Chunks, chunks},
     status::status,
     trace::{About, change, read},
 };
 use crate::{
     app::App,
     error::{Classify, Kind},
-    image::{self, Credentials, ImageUser, PullRequest},
+    image::{self, Credentials, ImageUser, PullError, PullRequest},
 };
 
 pub(super) struct Images {
     pub(super) app: Arc<App>,
+}
+
+impl Images {
+    fn list(&self, filter: Option<ImageFilter>) -> Vec<Image> {
+        let name = filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        let images =
+            if name.is_empty() { self.app.images.list() } else { self.app.images.resolve(&name).into_iter().collect() };
+        images.iter().map(|image| message(image)).collect()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +59,12 @@ fn name(spec: Option<&ImageSpec>) -> Result<String, Status> {
     }
 }
 
+/// The kubelet tells a registry that is away from all else by the first word of the text (cri-api `pkg/errors`), and
+/// sees the text bare under code Unknown only.
+fn registry_unavailable(status: &Status) -> Status {
+    Status::unknown(format!("RegistryUnavailable: {}", status.message()))
+}
+
 fn message(image: &image::Image) -> Image {
     let (uid, username) = match image.user() {
         ImageUser::Unset => (Some(Int64Value { value: 0 }), String::new()),
@@ -72,23 +87,18 @@ fn message(image: &image::Image) -> Image {
 #[async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
-        let filter = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
-        let images = if filter.is_empty() {
-            self.app.images.list()
-        } else {
-            self.app.images.resolve(&filter).into_iter().collect()
-        };
-        let images = images.iter().map(|image| message(image)).collect();
+        let images = self.list(request.into_inner().filter);
         read("ListImages", Ok::<_, Infallible>(ListImagesResponse { images }))
     }
 
-    type StreamImagesStream = BoxStream<'static, Result<StreamImagesResponse, Status>>;
+    type StreamImagesStream = Chunks<StreamImagesResponse>;
 
     async fn stream_images(
         &self,
-        _: Request<StreamImagesRequest>,
+        request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Ok(Response::new(Box::pin(stream::once(async { Err(Status::unimplemented("StreamImages")) }))))
+        let images = self.list(request.into_inner().filter);
+        Ok(chunks("StreamImages", images, |images| StreamImagesResponse { images }))
     }
 
     async fn image_status(
@@ -115,11 +125,14 @@ impl ImageService for Images {
             None => None,
         };
         let about = About::image(&reference);
-        change("PullImage", about, async {
-            let image = self.app.images.pull(PullRequest { reference, auth }).await?;
-            Ok::<_, image::PullError>(PullImageResponse { image_ref: image.id.to_string() })
+        let mut is_unavailable = false;
+        let answer = change("PullImage", about, async {
+            let pulled = self.app.images.pull(PullRequest { reference, auth }).await;
+            is_unavailable = pulled.as_ref().is_err_and(PullError::is_registry_unavailable);
+            pulled.map(|image| PullImageResponse { image_ref: image.id.to_string() })
         })
-        .await
+        .await;
+        answer.map_err(|status| if is_unavailable { registry_unavailable(&status) } else { status })
     }
 
     async fn remove_image(
