@@ -238,7 +238,8 @@ impl RunningApp {
         drop((&mut self.server).await);
     }
 
-    /// Stops accepting, waits (bounded) for changes under way, and leaves shims and containers alone.
+    /// Stops accepting, waits (bounded) for changes under way and what they left to be deleted, and leaves shims and
+    /// containers alone.
     pub async fn shut_down(self) {
         self.stop.send_replace(true);
         let left = self.app.changes.idle(DRAIN_LIMIT).await;
@@ -246,6 +247,9 @@ impl RunningApp {
             tracing::warn!(left, "changes are still under way; the next start finishes or undoes them");
         }
         self.server.abort();
+        let root = self.app.config.root.clone();
+        // What is not deleted in time the next start deletes.
+        drop(tokio::time::timeout(DRAIN_LIMIT, blocking(move || snapshot::finish(&root))).await);
         let socket = self.socket;
         let bundles = container::steps::bundles(&self.app.config.state);
         let is_empty = self.app.index.sandboxes.list().is_empty();

@@ -195,6 +195,13 @@ pub fn recover(root: &Path) -> Result<(), SnapshotError> {
     Ok(())
 }
 
+/// Deletes what is in the trash, together with whoever else does. Blocking.
+pub fn finish(root: &Path) {
+    for entry in fs::read_dir(root.join(TRASH)).into_iter().flatten().flatten() {
+        empty_out(&entry.path());
+    }
+}
+
 /// Ids of the containers that have a writable layer: for recovery and the leak check.
 pub fn list(root: &Path) -> Result<Vec<ContainerId>, SnapshotError> {
     let path = root.join(CONTAINERS);
