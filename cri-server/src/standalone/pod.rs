@@ -448,7 +448,6 @@ impl Life {
             Err(error) => return self.not_started(index, error, "CreateContainerError", is_first),
         };
         let created = begin.elapsed();
-        self.follow_log(index);
         let request = cri::StartContainerRequest { container_id: id.clone() };
         let started = self
             .context
@@ -469,6 +468,8 @@ impl Life {
                 let text = format!("created in {}, started in {}", duration(created), duration(all - created));
                 member.state = State::Running { id, since: Instant::now() };
                 self.context.terminal.event(&member.subject, Level::Normal, "Started", &text);
+                // From its beginning, and after the word that it began.
+                self.follow_log(index);
                 Ok(())
             }
             Err(error) => {
@@ -779,8 +780,8 @@ impl Life {
                     }
                     let names = end::running(daemon, &self.directory).await.unwrap_or_default().join(", ");
                     let left = self.directory.stop().map_or(Duration::ZERO, Stop::left);
-                    let sooner = "sooner: vaina stop --grace-period=N";
-                    let text = format!("for {names}; killed in {} ({sooner})", duration(left));
+                    let stop = Identity::of(&self.pod).stop_command();
+                    let text = format!("for {names}; killed in {} (sooner: {stop} --grace-period=N)", duration(left));
                     self.event(Level::Normal, "Waiting", &text);
                 }
             }

@@ -58,7 +58,7 @@ pub enum RunError {
         name: String,
     },
     /// There is one of this name.
-    #[error("run pod {namespace}/{name}: a pod of this name still {state} (vaina stop{option} {name} ends it)")]
+    #[error("run pod {namespace}/{name}: a pod of this name still {state} ({stop} ends it)")]
     Exists {
         /// Its namespace.
         namespace: String,
@@ -66,8 +66,8 @@ pub enum RunError {
         name: String,
         /// What it does.
         state: &'static str,
-        /// How to say its namespace.
-        option: String,
+        /// The command.
+        stop: String,
     },
     /// The pods' directories.
     #[error(transparent)]
@@ -129,7 +129,12 @@ pub(super) async fn run(
     });
     if started {
         let vaina = Subject::new("vaina".to_owned(), 0);
-        context.terminal.event(&vaina, Level::Normal, "Serving", "no daemon was running, so this command is the daemon while it lives");
+        context.terminal.event(
+            &vaina,
+            Level::Normal,
+            "Serving",
+            "no daemon was running, so this command is the daemon while it lives",
+        );
     }
     run_all(&context, manifests, &interrupts).await
 }
@@ -173,13 +178,11 @@ async fn reserve(context: &Context, manifests: Vec<Pod>) -> Result<Vec<(Pod, Pod
         let identity = record.as_ref().map(|record| Identity::of(&record.pod));
         let exists = |state| {
             let identity = identity.filter(|identity| is_wanted(identity.name, identity.namespace))?;
-            let option =
-                if identity.namespace == "default" { String::new() } else { format!(" -n {}", identity.namespace) };
             Some(RunError::Exists {
                 namespace: identity.namespace.to_owned(),
                 name: identity.name.to_owned(),
                 state,
-                option,
+                stop: identity.stop_command(),
             })
         };
         let is_ending = directory.stop().is_some();

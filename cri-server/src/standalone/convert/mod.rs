@@ -105,6 +105,14 @@ impl<'a> Identity<'a> {
         let text = |value: &'a Option<String>| value.as_deref().unwrap_or("");
         Self { name: text(&pod.metadata.name), namespace: text(&pod.metadata.namespace), uid: text(&pod.metadata.uid) }
     }
+
+    /// What a person types to end it.
+    pub(super) fn stop_command(self) -> String {
+        match self.namespace {
+            "default" => format!("vaina stop {}", self.name),
+            namespace => format!("vaina stop -n {namespace} {}", self.name),
+        }
+    }
 }
 
 /// The pod's spec; the manifest reader refuses a pod without one.
