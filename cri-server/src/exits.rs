@@ -7,6 +7,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::{Instrument as _, info_span};
+
 use crate::{
     app::App,
     container::{
@@ -120,7 +122,12 @@ fn exit(report: &ExitReport, started_at: i64) -> Exit {
 
 /// Records and publishes an exit, and clears the task away.
 pub(crate) async fn ended(app: &App, container: &Container, exit: Exit) {
-    let _changing = container.gate.lock().await;
+    let span = info_span!("exit", sandbox = %container.sandbox.id, container = %container.id);
+    clear_away(app, container, exit).instrument(span).await;
+}
+
+async fn clear_away(app: &App, container: &Container, exit: Exit) {
+    let _changing = container.gate.lock().instrument(info_span!("gate")).await;
     if !matches!(container.state(), ContainerState::Running(_)) {
         return;
     }

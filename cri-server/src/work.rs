@@ -63,7 +63,8 @@ impl Changes {
 
 /// Runs a call that blocks (file system, mounts, namespaces) where it stalls nobody.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    join(task::spawn_blocking(call)).await
+    let span = tracing::Span::current();
+    join(task::spawn_blocking(move || span.in_scope(call))).await
 }
 
 async fn join<T>(handle: task::JoinHandle<T>) -> T {

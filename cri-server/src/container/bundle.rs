@@ -8,6 +8,7 @@ use std::{
 };
 
 use rustix::fs::OFlags;
+use tracing::debug_span;
 use vaina_proto::cri::{NamespaceMode, security_profile::ProfileType};
 use vaina_sys::cgroup::Hierarchies;
 
@@ -149,10 +150,13 @@ struct Work {
 impl Work {
     fn run(self) -> Result<User, BundleError> {
         let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
+        let users = debug_span!("users").entered();
         let passwd = read_in_layers(&self.image.layers, "etc/passwd").map_err(at("read", Path::new("/etc/passwd")))?;
         let group = read_in_layers(&self.image.layers, "etc/group").map_err(at("read", Path::new("/etc/group")))?;
         let user = spec::user::resolve(&security, &self.image.config, &passwd, &group).map_err(BundleError::Spec)?;
-        let host = self.host(&security)?;
+        drop(users);
+        let host = debug_span!("host").in_scope(|| self.host(&security))?;
+        let building = debug_span!("spec").entered();
         let spec = spec::build(&Input {
             id: &self.id,
             sandbox_id: &self.sandbox_id,
@@ -170,6 +174,8 @@ impl Work {
             host: &host,
         })
         .map_err(BundleError::Spec)?;
+        drop(building);
+        let _files = debug_span!("files").entered();
         self.make_volumes()?;
         if let Some(directory) = self.log.as_deref().and_then(Path::parent) {
             fs::create_dir_all(directory).map_err(at("make log directory", directory))?;

@@ -3,6 +3,7 @@
 use std::{io, sync::Arc};
 
 use oci_spec::image::ImageConfiguration;
+use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::ContainerConfig;
 
 use super::{
@@ -217,8 +218,7 @@ impl Drop for Settled<'_> {
 
 async fn make(app: Arc<App>, container: Arc<Container>) {
     let _settled = Settled(&container);
-    let _pod = container.sandbox.gate.read().await;
-    let _changing = container.gate.lock().await;
+    let _changing = container.changing().await;
     // Looked at with the gate held: a stop that comes later waits for this to end.
     if let Err(error) = container.sandbox.ready() {
         return failed(&app, &container, CreateError::Sandbox(error));
@@ -228,7 +228,7 @@ async fn make(app: Arc<App>, container: Arc<Container>) {
     match execute(&walk, drive).await {
         Ok(()) => {
             // What the client is told to exist must exist after a loss of power too, or it would run twice.
-            if let Err(error) = app.store.sync().await {
+            if let Err(error) = app.store.sync().instrument(info_span!("sync")).await {
                 *lock(&container.failure) = Some(Arc::new(CreateError::Sync(error)));
             }
             container.publish(ContainerState::Created);

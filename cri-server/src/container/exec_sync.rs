@@ -20,6 +20,7 @@ use tokio::{
     net::unix::pipe::{self, Receiver},
     time::timeout,
 };
+use tracing::{Instrument as _, debug_span};
 use vaina_proto::cri::ExecSyncResponse;
 
 use super::{Container, StateError};
@@ -127,9 +128,9 @@ async fn run(
     };
     let exec_id = format!("sync-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let name = command.first().cloned().unwrap_or_default();
-    let spec = process(&container.bundle(&app.config.state), command).await?;
+    let spec = process(&container.bundle(&app.config.state), command).instrument(debug_span!("spec")).await?;
     let io = PodFiles::new(&container.sandbox.directory(&app.config.state)).io;
-    let fifos = Fifos::make(&io, &exec_id).await?;
+    let fifos = Fifos::make(&io, &exec_id).instrument(debug_span!("fifos")).await?;
     let exec = Exec { shim: &shim, container, exec_id: &exec_id };
     let result = exec.run(&spec, fifos, &name, limit).await;
     // Whatever happened, the shim forgets it.
@@ -167,7 +168,8 @@ impl Exec<'_> {
             let Fifos { receivers, .. } = fifos;
             let [stdout, stderr] = receivers.map(Reader::start);
             let code = self.shim.wait_process(id, self.exec_id).await.map_err(failed("wait for the command"))?;
-            let (stdout, stderr) = tokio::join!(stdout.finish(), stderr.finish());
+            let (stdout, stderr) =
+                async { tokio::join!(stdout.finish(), stderr.finish()) }.instrument(debug_span!("drain")).await;
             Ok(ExecSyncResponse { stdout, stderr, exit_code: code.cast_signed() })
         };
         let Some(seconds) = limit else { return started.await };

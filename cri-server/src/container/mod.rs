@@ -35,7 +35,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::sync::{Mutex as Gate, watch};
+use tokio::sync::{Mutex as Gate, MutexGuard, RwLockReadGuard, watch};
+use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::{ContainerConfig, ContainerMetadata};
 
 pub use self::{
@@ -288,6 +289,12 @@ impl Container {
             ContainerState::Running(running) => Ok(running),
             other => Err(self.refuse(&other)),
         }
+    }
+
+    /// Waits until it may change: while its pod is not changed as a whole, and nobody else changes it.
+    async fn changing(&self) -> (RwLockReadGuard<'_, ()>, MutexGuard<'_, ()>) {
+        let both = async { (self.sandbox.gate.read().await, self.gate.lock().await) };
+        both.instrument(info_span!("gate")).await
     }
 
     pub(crate) fn refuse(&self, state: &ContainerState) -> StateError {

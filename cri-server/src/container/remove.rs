@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use tracing::{Instrument as _, info_span};
+
 use super::{
     Container, ContainerState, Level, StepError, StopError,
     steps::{ContainerStep, Walk},
@@ -63,9 +65,8 @@ pub async fn remove(app: &Arc<App>, id: &str) -> Result<(), RemoveError> {
 
 /// Removes a container that is there.
 pub(crate) async fn remove_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), RemoveError> {
-    stop_known(app, container, 0).await.map_err(RemoveError::Stop)?;
-    let _pod = container.sandbox.gate.read().await;
-    let _changing = container.gate.lock().await;
+    stop_known(app, container, 0).instrument(info_span!("stop")).await.map_err(RemoveError::Stop)?;
+    let _changing = container.changing().await;
     if matches!(container.state(), ContainerState::Removed | ContainerState::Failed(_)) {
         return Ok(());
     }

@@ -77,8 +77,7 @@ pub async fn start(app: &Arc<App>, id: &str) -> Result<(), StartError> {
 }
 
 async fn start_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), StartError> {
-    let _pod = container.sandbox.gate.read().await;
-    let _changing = container.gate.lock().await;
+    let _changing = container.changing().await;
     match container.state() {
         ContainerState::Created if lock(&container.failure).is_none() => {}
         other => return Err(StartError::State(container.refuse(&other))),

@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use tracing::{Instrument as _, debug_span};
+
 use super::{Container, ContainerRecord, ContainerState, Exit, Kept, Running, User, bundle};
 use crate::{
     app::App,
@@ -220,7 +222,7 @@ impl<'a> Walk<'a> {
     }
 
     async fn make_task(&self) -> Result<(), StepError> {
-        let rootfs = self.rootfs().await?;
+        let rootfs = self.rootfs().instrument(debug_span!("rootfs")).await?;
         let handler = self.app.handlers.get(&self.container.sandbox.handler);
         let config = &self.container.config;
         let request = CreateTask {
@@ -249,7 +251,8 @@ impl<'a> Walk<'a> {
         // Whatever the OCI runtime left, and all there is to do when the shim is gone.
         let path = self.container.cgroup(&self.app.config.cgroup.parent);
         let group = self.app.cgroups.group(&path);
-        blocking(move || sandbox::steps::kill_and_remove(&group, &path)).await.map_err(StepError::Cgroup)
+        let kill = blocking(move || sandbox::steps::kill_and_remove(&group, &path));
+        kill.instrument(debug_span!("cgroup")).await.map_err(StepError::Cgroup)
     }
 
     async fn make_process(&self) -> Result<(), StepError> {

@@ -6,6 +6,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tracing::{Instrument as _, info_span};
+
 use super::{
     Container, ContainerState, Level, StepError,
     steps::{ContainerStep, Walk, observed_after_create},
@@ -71,7 +73,7 @@ pub(crate) async fn stop_known(
 ) -> Result<(), StopError> {
     if matches!(container.state(), ContainerState::Creating | ContainerState::Starting) {
         // Both are short; what they end in is what is stopped.
-        drop(container.gate.lock().await);
+        drop(container.gate.lock().instrument(info_span!("gate")).await);
     }
     let mut state = container.watch();
     if !matches!(*state.borrow_and_update(), ContainerState::Running(_)) {
@@ -81,7 +83,7 @@ pub(crate) async fn stop_known(
     if let Some(shim) = container.sandbox.shim() {
         // Without grace it is killed at once, and hears no signal.
         let signal = if grace.is_zero() { 0 } else { container.stop_signal };
-        match shim.stop(&container.id, signal, grace).await {
+        match shim.stop(&container.id, signal, grace).instrument(info_span!("signal")).await {
             Ok(()) => {}
             // It ended meanwhile, and its end is on the way.
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => {}
@@ -92,7 +94,8 @@ pub(crate) async fn stop_known(
             Err(error) => return Err(StopError::Shim(error)),
         }
     }
-    let ended = state.wait_for(|state| !matches!(state, ContainerState::Running(_)));
+    let ended =
+        state.wait_for(|state| !matches!(state, ContainerState::Running(_))).instrument(info_span!("wait_for_exit"));
     match tokio::time::timeout(grace + REPORT_LIMIT, ended).await {
         Ok(_) => Ok(()),
         Err(_) => {
@@ -105,7 +108,7 @@ pub(crate) async fn stop_known(
 
 /// Waits until what is being done to a stopped container is done, and finishes what is owed.
 pub(crate) async fn settle(app: &Arc<App>, container: &Arc<Container>) -> Result<(), StopError> {
-    let _changing = container.gate.lock().await;
+    let _changing = container.gate.lock().instrument(info_span!("gate")).await;
     let mark = lock(&container.kept).mark;
     let Some(Mark::Toward(_) | Mark::At(Level::Running)) = mark else { return Ok(()) };
     if matches!(container.state(), ContainerState::Running(_) | ContainerState::Unknown(_)) {

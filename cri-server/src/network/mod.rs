@@ -40,6 +40,7 @@ use std::{
 };
 
 use nix::errno::Errno;
+use tracing::debug_span;
 
 pub use self::{
     error::NetworkError,
@@ -221,7 +222,8 @@ impl Network {
         work: impl FnOnce(&Host) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, NetworkError> {
         let host = Arc::clone(&self.host);
-        match tokio::task::spawn_blocking(move || work(&host)).await {
+        let span = tracing::Span::current();
+        match tokio::task::spawn_blocking(move || span.in_scope(|| work(&host))).await {
             Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -400,7 +402,10 @@ impl Host {
             }
         };
         let mtu = self.mtu()?;
-        let make = || self.with_routes(|channel| link::make_pair(channel, &name, bridge.index, mtu, netns.as_fd()));
+        let make = || {
+            let _span = debug_span!("make_pair").entered();
+            self.with_routes(|channel| link::make_pair(channel, &name, bridge.index, mtu, netns.as_fd()))
+        };
         let made = match make() {
             Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {
                 // Left by an attempt that was cut short.
@@ -412,6 +417,7 @@ impl Host {
         };
         made.map_err(step("make interface", &name))?;
         let (address, subnet) = (attachment.address, self.subnet);
+        let configuring = debug_span!("configure").entered();
         vaina_sys::netns::run_in(netns.as_fd(), || link::configure_pod(address, subnet)).map_err(
             |link::PodStep { step, source }| NetworkError::Step {
                 step,
@@ -419,7 +425,9 @@ impl Host {
                 source,
             },
         )?;
-        self.publish(elements)?;
+        drop(configuring);
+        debug_span!("publish").in_scope(|| self.publish(elements))?;
+        let _span = debug_span!("mark_port").entered();
         self.with_routes(|channel| link::mark_port(channel, &name, attachment.sandbox.as_str()))
             .map_err(step("set the options of interface", &name))
     }

@@ -1,8 +1,10 @@
-//! Runs a [`Drive`] for real: independent actions together, all of them to their end.
+//! Runs a [`Drive`] for real: independent actions together, all of them to their end. Each is a span, and so a phase of the
+//! call that it is done for.
 
 use std::error::Error;
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
+use tracing::{Instrument as _, info_span};
 
 use super::{Action, Drive, Mark, Outcome, Step};
 
@@ -34,9 +36,9 @@ pub struct Failure<E> {
 pub async fn execute<S: Step, H: Host<S>>(host: &H, mut drive: Drive<S>) -> Result<(), Failure<H::Error>> {
     let run = async |action: Action<S>| {
         let result = match action {
-            Action::Write(mark) => host.write(mark).await,
-            Action::Make(step) => host.make(step).await,
-            Action::Remove(step) => host.remove(step).await,
+            Action::Write(mark) => host.write(mark).instrument(info_span!("mark", step = ?mark)).await,
+            Action::Make(step) => host.make(step).instrument(info_span!("make", ?step)).await,
+            Action::Remove(step) => host.remove(step).instrument(info_span!("remove", ?step)).await,
         };
         (action, result)
     };

@@ -4,9 +4,10 @@ use std::{convert::Infallible, sync::Arc};
 
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status, async_trait};
+use tracing::Instrument as _;
 use vaina_proto::cri::{self, runtime_service_server::RuntimeService};
 
-use super::trace::{About, change, read};
+use super::trace::{About, change, made, read};
 use crate::{app::App, container, error::Chain, sandbox};
 
 pub(super) struct Runtime {
@@ -94,9 +95,10 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| Status::invalid_argument("the request has no config"))?;
         let metadata = config.metadata.clone().unwrap_or_default();
-        let about = About { pod: metadata.name, namespace: metadata.namespace, ..About::default() };
+        let about = About { pod: Some(metadata.name), namespace: Some(metadata.namespace), ..About::default() };
         change("RunPodSandbox", about, async {
             let id = sandbox::run(&self.app, config, &request.runtime_handler).await?;
+            made("sandbox", id.as_str());
             Ok::<_, Arc<sandbox::RunError>>(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
         })
         .await
@@ -150,6 +152,7 @@ impl RuntimeService for Runtime {
         let sandbox = request.pod_sandbox_id;
         change("CreateContainer", About::sandbox(&sandbox), async {
             let id = container::create(&self.app, &sandbox, config).await?;
+            made("container", id.as_str());
             Ok::<_, Arc<container::CreateError>>(cri::CreateContainerResponse { container_id: id.to_string() })
         })
         .await
@@ -221,7 +224,8 @@ impl RuntimeService for Runtime {
     ) -> Result<Response<cri::ExecSyncResponse>, Status> {
         let cri::ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
         // Probes come every second; their lines would drown all others.
-        read("ExecSync", container::exec_sync(&self.app, &id, cmd, timeout).await)
+        let span = About::container(&id).detail("ExecSync");
+        read("ExecSync", container::exec_sync(&self.app, &id, cmd, timeout).instrument(span).await)
     }
 
     async fn update_container_resources(

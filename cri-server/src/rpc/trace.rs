@@ -1,4 +1,4 @@
-//! One span and one log line for each call.
+//! One span and one log line for each call. The line of a call that changes something says where its time went.
 
 use std::time::Instant;
 
@@ -6,35 +6,48 @@ use tonic::{Response, Status};
 use tracing::Instrument as _;
 
 use super::status::status;
-use crate::error::{Chain, Classify, Kind};
+use crate::{
+    error::{Chain, Classify, Kind},
+    telemetry,
+};
 
 /// Whom a call is about: the fields of its span and its line.
 #[derive(Debug, Default, Clone)]
 pub(super) struct About {
-    pub(super) pod: String,
-    pub(super) namespace: String,
-    pub(super) sandbox: String,
-    pub(super) container: String,
-    pub(super) image: String,
+    pub(super) pod: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) sandbox: Option<String>,
+    pub(super) container: Option<String>,
+    pub(super) image: Option<String>,
 }
 
 impl About {
     pub(super) fn sandbox(id: &str) -> Self {
-        Self { sandbox: id.to_owned(), ..Self::default() }
+        Self { sandbox: Some(id.to_owned()), ..Self::default() }
     }
 
     pub(super) fn container(id: &str) -> Self {
-        Self { container: id.to_owned(), ..Self::default() }
+        Self { container: Some(id.to_owned()), ..Self::default() }
     }
 
     pub(super) fn image(name: &str) -> Self {
-        Self { image: name.to_owned(), ..Self::default() }
+        Self { image: Some(name.to_owned()), ..Self::default() }
     }
 
     fn span(&self, rpc: &'static str) -> tracing::Span {
         let Self { pod, namespace, sandbox, container, image } = self;
         tracing::info_span!("rpc", rpc, pod, namespace, sandbox, container, image)
     }
+
+    /// Of a call that comes too often to be measured when nobody asked for that.
+    pub(super) fn detail(&self, rpc: &'static str) -> tracing::Span {
+        tracing::debug_span!("rpc", rpc, container = self.container)
+    }
+}
+
+/// Names what the call has made: `sandbox` or `container`.
+pub(super) fn made(what: &'static str, id: &str) {
+    tracing::Span::current().record(what, id);
 }
 
 /// A call that changes something: one line at its end.
@@ -47,10 +60,12 @@ pub(super) async fn change<T, E: Classify>(
     async move {
         let started = Instant::now();
         let result = call.await;
-        let ms = started.elapsed().as_secs_f64() * 1e3;
+        // To the microsecond; more digits are only longer lines.
+        let ms = (started.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let phases = telemetry::phases(&tracing::Span::current());
         match &result {
-            Ok(_) => tracing::info!(ms, "done"),
-            Err(error) => refused(error, ms),
+            Ok(_) => tracing::info!(ms, phases, "done"),
+            Err(error) => refused(error, ms, phases.as_deref()),
         }
         result.map(Response::new).map_err(|error| status(&error))
     }
@@ -59,9 +74,9 @@ pub(super) async fn change<T, E: Classify>(
 }
 
 /// A client's mistake is not ours to look at; neither is a node that is full.
-fn refused(error: &impl Classify, ms: f64) {
+fn refused(error: &impl Classify, ms: f64, phases: Option<&str>) {
     match error.kind() {
-        Kind::Internal => tracing::warn!(ms, error = %Chain(error), "failed"),
+        Kind::Internal => tracing::warn!(ms, phases, error = %Chain(error), "failed"),
         Kind::NotFound
         | Kind::AlreadyExists
         | Kind::InvalidArgument
@@ -69,7 +84,7 @@ fn refused(error: &impl Classify, ms: f64) {
         | Kind::Unavailable
         | Kind::DeadlineExceeded
         | Kind::ResourceExhausted
-        | Kind::Unimplemented => tracing::info!(ms, error = %Chain(error), "failed"),
+        | Kind::Unimplemented => tracing::info!(ms, phases, error = %Chain(error), "failed"),
     }
 }
 

@@ -21,6 +21,7 @@ use containerd_shim_protos::{
     shim_async::TaskClient,
 };
 use tokio::{io::unix::AsyncFd, process::Command, time::timeout};
+use tracing::{Instrument as _, debug_span};
 use ttrpc::context::{self, Context};
 pub use vaina_proto::shim::SandboxOptions;
 use vaina_proto::shim::{
@@ -32,6 +33,7 @@ use super::{Handler, NAMESPACE, RuntimeError};
 use crate::{
     id::{ContainerId, SandboxId},
     snapshot,
+    telemetry::SPANS_VARIABLE,
 };
 
 /// Calls that only look or send a signal.
@@ -95,7 +97,7 @@ fn text(path: &Path) -> String {
 impl Shim {
     /// Runs the shim's `start` in its bundle and connects to what it answers.
     pub async fn start(handler: &Handler, sandbox: &SandboxId, bundle: &Path) -> Result<Self, RuntimeError> {
-        let output = run(handler, sandbox, bundle, "start").await?;
+        let output = run(handler, sandbox, bundle, "start").instrument(debug_span!("shim", method = "start")).await?;
         let address = parse_address(&output).ok_or(RuntimeError::Address { output })?;
         Self::connect(sandbox, &address).await
     }
@@ -103,13 +105,11 @@ impl Shim {
     /// Connects to a shim that runs, and makes sure that it answers.
     pub async fn connect(sandbox: &SandboxId, address: &str) -> Result<Self, RuntimeError> {
         let client = ttrpc::r#async::Client::connect(address)
+            .instrument(debug_span!("connect"))
             .await
             .map_err(|source| RuntimeError::Connect { address: address.to_owned(), source })?;
         let pods = PodClient::new(client.clone());
-        let hello = pods
-            .hello(limit(SHORT), &HelloRequest::new())
-            .await
-            .map_err(|error| RuntimeError::from_call("Hello", SHORT, error))?;
+        let hello = call("Hello", SHORT, pods.hello(limit(SHORT), &HelloRequest::new())).await?;
         let pid = hello.pid;
         // It answered a moment ago, so the pid is its own.
         let process = vaina_sys::process::open(pid)
@@ -133,7 +133,7 @@ impl Shim {
 
     /// Runs the shim's `delete`: what containerd calls clean-up after a shim that is gone or hangs.
     pub async fn cleanup(handler: &Handler, sandbox: &SandboxId, bundle: &Path) -> Result<(), RuntimeError> {
-        run(handler, sandbox, bundle, "delete").await.map(drop)
+        run(handler, sandbox, bundle, "delete").instrument(debug_span!("shim", method = "delete")).await.map(drop)
     }
 
     /// Waits for the shim's process to end.
@@ -157,35 +157,33 @@ impl Shim {
             options: MessageField::some(any("vaina.shim.v1.SandboxOptions", encoded)),
             ..Default::default()
         };
-        let answer = self.sandboxes.create_sandbox(limit(LONG), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("CreateSandbox", LONG, error))
+        call("CreateSandbox", LONG, self.sandboxes.create_sandbox(limit(LONG), &request)).await.map(drop)
     }
 
     /// Starts the sandbox; answers the pid whose namespaces are the pod's.
     pub async fn start_sandbox(&self) -> Result<u32, RuntimeError> {
         let request =
             sandbox_api::StartSandboxRequest { sandbox_id: self.sandbox_id.to_string(), ..Default::default() };
-        let answer = self.sandboxes.start_sandbox(limit(LONG), &request).await;
-        answer.map(|answer| answer.pid).map_err(|error| RuntimeError::from_call("StartSandbox", LONG, error))
+        call("StartSandbox", LONG, self.sandboxes.start_sandbox(limit(LONG), &request)).await.map(|answer| answer.pid)
     }
 
     /// Stops the sandbox: what the shim itself started in it ends.
     pub async fn stop_sandbox(&self) -> Result<(), RuntimeError> {
         let request = sandbox_api::StopSandboxRequest { sandbox_id: self.sandbox_id.to_string(), ..Default::default() };
-        let answer = self.sandboxes.stop_sandbox(limit(LONG), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("StopSandbox", LONG, error))
+        call("StopSandbox", LONG, self.sandboxes.stop_sandbox(limit(LONG), &request)).await.map(drop)
     }
 
     /// Ends the shim, and waits until its process is gone.
     pub async fn shutdown(&self) -> Result<(), RuntimeError> {
         let request =
             sandbox_api::ShutdownSandboxRequest { sandbox_id: self.sandbox_id.to_string(), ..Default::default() };
-        let answer = self.sandboxes.shutdown_sandbox(limit(SHORT), &request).await;
-        let gone = timeout(Duration::from_secs(SHORT), self.ended()).await.is_ok();
+        let answer = call("ShutdownSandbox", SHORT, self.sandboxes.shutdown_sandbox(limit(SHORT), &request)).await;
+        let ended = timeout(Duration::from_secs(SHORT), self.ended());
+        let gone = ended.instrument(debug_span!("shim", method = "end")).await.is_ok();
         match answer {
             _ if gone => Ok(()),
             Ok(_) => Err(RuntimeError::Timeout { method: "ShutdownSandbox", seconds: SHORT }),
-            Err(error) => Err(RuntimeError::from_call("ShutdownSandbox", SHORT, error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -223,8 +221,7 @@ impl Shim {
             options: MessageField::some(any("vaina.shim.v1.TaskOptions", encoded)),
             ..Default::default()
         };
-        let answer = self.tasks.create(limit(LONG), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("Create", LONG, error))
+        call("Create", LONG, self.tasks.create(limit(LONG), &request)).await.map(drop)
     }
 
     /// Starts a container; answers its pid.
@@ -240,8 +237,7 @@ impl Shim {
     /// Waits until a container has ended; answers how.
     pub async fn wait_exit(&self, id: &ContainerId) -> Result<ExitReport, RuntimeError> {
         let request = WaitExitRequest { id: id.to_string(), ..Default::default() };
-        let answer = self.pods.wait_exit(no_limit(), &request).await;
-        answer.map_err(|error| RuntimeError::from_call("WaitExit", 0, error))
+        call("WaitExit", 0, self.pods.wait_exit(no_limit(), &request)).await
     }
 
     /// Sends a signal (0 for none) and arms the stop clock; everything is killed when it runs out.
@@ -252,21 +248,18 @@ impl Shim {
             grace: i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX),
             ..Default::default()
         };
-        let answer = self.pods.stop(limit(SHORT), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("Stop", SHORT, error))
+        call("Stop", SHORT, self.pods.stop(limit(SHORT), &request)).await.map(drop)
     }
 
     /// Opens the log file of a container anew.
     pub async fn reopen_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let request = ReopenLogRequest { id: id.to_string(), ..Default::default() };
-        let answer = self.pods.reopen_log(limit(SHORT), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("ReopenLog", SHORT, error))
+        call("ReopenLog", SHORT, self.pods.reopen_log(limit(SHORT), &request)).await.map(drop)
     }
 
     /// All that the shim knows of its containers.
     pub async fn inspect(&self) -> Result<InspectResponse, RuntimeError> {
-        let answer = self.pods.inspect(limit(SHORT), &InspectRequest::new()).await;
-        answer.map_err(|error| RuntimeError::from_call("Inspect", SHORT, error))
+        call("Inspect", SHORT, self.pods.inspect(limit(SHORT), &InspectRequest::new())).await
     }
 
     /// Prepares a further process in a container; `process` is an OCI process as JSON.
@@ -287,8 +280,7 @@ impl Shim {
             spec: MessageField::some(spec),
             ..Default::default()
         };
-        let answer = self.tasks.exec(limit(SHORT), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("Exec", SHORT, error))
+        call("Exec", SHORT, self.tasks.exec(limit(SHORT), &request)).await.map(drop)
     }
 
     /// Starts a prepared process.
@@ -299,8 +291,7 @@ impl Shim {
     /// Waits until a further process has ended; answers its exit code.
     pub async fn wait_process(&self, id: &ContainerId, exec_id: &str) -> Result<u32, RuntimeError> {
         let request = api::WaitRequest { id: id.to_string(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer = self.tasks.wait(no_limit(), &request).await;
-        answer.map(|answer| answer.exit_status).map_err(|error| RuntimeError::from_call("Wait", 0, error))
+        call("Wait", 0, self.tasks.wait(no_limit(), &request)).await.map(|answer| answer.exit_status)
     }
 
     /// Sends a signal to a further process and to all that it started.
@@ -312,8 +303,7 @@ impl Shim {
             all: true,
             ..Default::default()
         };
-        let answer = self.tasks.kill(limit(SHORT), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("Kill", SHORT, error))
+        call("Kill", SHORT, self.tasks.kill(limit(SHORT), &request)).await.map(drop)
     }
 
     /// Forgets a further process that has ended.
@@ -323,15 +313,23 @@ impl Shim {
 
     async fn start_any(&self, id: &ContainerId, exec_id: &str) -> Result<u32, RuntimeError> {
         let request = api::StartRequest { id: id.to_string(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer = self.tasks.start(limit(LONG), &request).await;
-        answer.map(|answer| answer.pid).map_err(|error| RuntimeError::from_call("Start", LONG, error))
+        call("Start", LONG, self.tasks.start(limit(LONG), &request)).await.map(|answer| answer.pid)
     }
 
     async fn delete_any(&self, id: &ContainerId, exec_id: &str) -> Result<(), RuntimeError> {
         let request = api::DeleteRequest { id: id.to_string(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer = self.tasks.delete(limit(LONG), &request).await;
-        answer.map(drop).map_err(|error| RuntimeError::from_call("Delete", LONG, error))
+        call("Delete", LONG, self.tasks.delete(limit(LONG), &request)).await.map(drop)
     }
+}
+
+/// Awaits the answer to a call.
+async fn call<T>(
+    method: &'static str,
+    seconds: u64,
+    answer: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, RuntimeError> {
+    let answer = answer.instrument(debug_span!("shim", method)).await;
+    answer.map_err(|error| RuntimeError::from_call(method, seconds, error))
 }
 
 /// Runs one of the shim's short-lived commands in the bundle; answers what it printed.
@@ -355,14 +353,16 @@ async fn run(
         .current_dir(bundle)
         .env_clear()
         .envs(
-            ["PATH", "RUST_LOG", "RUST_BACKTRACE"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))),
+            ["PATH", "RUST_LOG", "RUST_BACKTRACE", SPANS_VARIABLE]
+                .into_iter()
+                .filter_map(|name| Some((name, std::env::var_os(name)?))),
         )
         .env("MAX_SHIM_VERSION", "3")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(log)
         .kill_on_drop(true);
-    let child = process.spawn().map_err(spawn)?;
+    let child = debug_span!("spawn").in_scope(|| process.spawn()).map_err(spawn)?;
     let output = timeout(Duration::from_secs(LONG), child.wait_with_output())
         .await
         .map_err(|_| RuntimeError::SpawnTimeout { binary: binary.clone(), command, seconds: LONG })?

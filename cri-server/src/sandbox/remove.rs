@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use tracing::{Instrument as _, info_span};
+
 use super::{Level, Sandbox, SandboxState, StopError, steps, stop::tear_down, stop_known};
 use crate::{
     app::App,
@@ -72,20 +74,21 @@ pub async fn remove(app: &Arc<App>, id: &str) -> Result<(), RemoveError> {
 
 /// Removes a sandbox that is there.
 pub(crate) async fn remove_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<(), RemoveError> {
-    stop_known(app, sandbox).await.map_err(RemoveError::Stop)?;
+    stop_known(app, sandbox).instrument(info_span!("stop")).await.map_err(RemoveError::Stop)?;
     for container in app.containers_of(&sandbox.id) {
         container::remove_known(app, &container)
+            .instrument(info_span!("remove_containers"))
             .await
             .map_err(|source| RemoveError::Container { id: container.id.clone(), source })?;
     }
-    let _changing = sandbox.gate.write().await;
+    let _changing = sandbox.gate.write().instrument(info_span!("gate")).await;
     if matches!(sandbox.state(), SandboxState::Removed) {
         return Ok(());
     }
     tear_down(app, sandbox, Level::Gone).await.map_err(RemoveError::Stop)?;
     app.index.sandboxes.remove(sandbox);
     sandbox.publish(SandboxState::Removed);
-    let receipt = receipt(app, sandbox).await;
+    let receipt = receipt(app, sandbox).instrument(info_span!("receipt")).await;
     app.receipts.fetch_add(1, Ordering::Relaxed);
     if !receipt.left.is_empty() {
         app.receipts_with_remains.fetch_add(1, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc};
 
+use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::{NamespaceMode, PodSandboxConfig};
 
 use super::{
@@ -199,7 +200,7 @@ impl Drop for Settled<'_> {
 
 async fn make(app: Arc<App>, sandbox: Arc<Sandbox>) {
     let _settled = Settled(&sandbox);
-    let _changing = sandbox.gate.write().await;
+    let _changing = sandbox.gate.write().instrument(info_span!("gate")).await;
     if !sandbox.is_host_network() {
         match app.pool.allocate(&sandbox.id) {
             Ok(address) => lock(&sandbox.kept).addresses = vec![address],

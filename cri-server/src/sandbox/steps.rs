@@ -19,6 +19,7 @@ use std::{
 };
 
 use nix::mount::MsFlags;
+use tracing::{Instrument as _, debug_span};
 use vaina_proto::cri::{NamespaceMode, PortMapping as CriPortMapping};
 
 use super::{Kept, Sandbox, SandboxRecord, pod_files, pod_files::PodFiles};
@@ -387,12 +388,12 @@ impl<'a> Walk<'a> {
             }
         }
         let files = self.files();
-        blocking(move || {
+        let unpin = blocking(move || {
             [files.ipc, files.uts]
                 .iter()
                 .try_for_each(|pin| vaina_sys::mount::detach(pin).map_err(at("remove namespace pin", pin)))
-        })
-        .await
+        });
+        unpin.instrument(debug_span!("unpin")).await
     }
 }
 

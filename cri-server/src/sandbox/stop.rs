@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
+use tracing::{Instrument as _, info_span};
 
 use super::{
     Level, Sandbox, SandboxState, StepError,
@@ -72,7 +73,7 @@ pub async fn stop(app: &Arc<App>, id: &str) -> Result<(), StopError> {
 /// Stops a sandbox that is there.
 pub(crate) async fn stop_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result<(), StopError> {
     {
-        let _changing = sandbox.gate.write().await;
+        let _changing = sandbox.gate.write().instrument(info_span!("gate")).await;
         match sandbox.state() {
             SandboxState::Ready(ready) => sandbox.publish(SandboxState::Stopping(ready)),
             SandboxState::Failed(_) | SandboxState::Removed | SandboxState::Unknown(_) => return Ok(()),
@@ -88,13 +89,14 @@ pub(crate) async fn stop_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result
             .map_err(|source| StopError::Container { id: container.id.clone(), source: Box::new(source) })
     });
     // Each is tried; a container that does not die must not keep the others alive.
-    let results = join_all(stops).await;
+    let results = join_all(stops).instrument(info_span!("stop_containers")).await;
     results.into_iter().collect::<Result<Vec<()>, _>>()?;
 
-    let _changing = sandbox.gate.write().await;
+    let _changing = sandbox.gate.write().instrument(info_span!("gate")).await;
     for container in &containers {
         // The tasks go before the shim that holds them.
         container::settle(app, container)
+            .instrument(info_span!("settle_containers"))
             .await
             .map_err(|source| StopError::Container { id: container.id.clone(), source: Box::new(source) })?;
     }

@@ -22,6 +22,7 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::oneshot;
+use tracing::{Instrument as _, debug_span};
 
 use crate::error::{Classify, Kind};
 
@@ -242,10 +243,11 @@ impl Store {
         answer: oneshot::Receiver<Result<(), rusqlite::Error>>,
         durability: Durability,
     ) -> Result<(), WriteError> {
-        answer.await.map_err(|_| WriteError::Closed)?.map_err(WriteError::Database)?;
+        let written = answer.instrument(debug_span!("database")).await;
+        written.map_err(|_| WriteError::Closed)?.map_err(WriteError::Database)?;
         match durability {
             Durability::Process => Ok(()),
-            Durability::PowerLoss => self.sync().await,
+            Durability::PowerLoss => self.sync().instrument(debug_span!("sync")).await,
         }
     }
 }
