@@ -29,7 +29,7 @@ use vaina_sys::process;
 use crate::{
     args::Args,
     error::{Result, ShimError, Step as _},
-    seal,
+    seal, spans,
 };
 
 /// Longest path that fits a socket address, with its NUL.
@@ -77,6 +77,7 @@ pub(crate) fn bundle(args: &Args) -> Result<PathBuf> {
 
 /// Starts a serving shim unless one answers already; prints its address.
 pub(crate) fn start(args: &Args) -> Result<()> {
+    let _start = spans::start("start", &args.id);
     let bundle = bundle(args)?;
     let path = socket_path(args, &bundle);
     let address = format!("unix://{}", path.display());
@@ -133,7 +134,9 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn serve_behind(args: &Args, bundle: &Path, address: &str, listener: UnixListener) -> io::Result<()> {
+    let sealing = spans::start("seal", &args.id);
     let own = seal::own_executable()?;
+    drop(sealing);
     // A stream of the caller's would keep its reader waiting for the life of the pod.
     let log = OpenOptions::new().append(true).create(true).open(bundle.join("shim.log"))?;
     let mut command = Command::new(format!("/proc/self/fd/{}", own.as_raw_fd()));
@@ -147,6 +150,7 @@ fn serve_behind(args: &Args, bundle: &Path, address: &str, listener: UnixListene
         .stdin(OwnedFd::from(listener))
         .stdout(Stdio::null())
         .stderr(log);
+    let _spawn = spans::start("spawn", &args.id);
     let _child = command.spawn()?;
     Ok(())
 }

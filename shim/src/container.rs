@@ -25,6 +25,7 @@ use crate::{
     process::{Phase, Process, Stdio},
     reaper::{Child, Exit, Reaper, now},
     runtime::{self, Runtime},
+    spans,
 };
 
 /// How long what is killed may take to be gone before the exit is told without it.
@@ -81,6 +82,7 @@ impl Container {
         reaper: &Reaper,
         exited: impl FnOnce(&Self, &ExitReport) + Send + 'static,
     ) -> Result<Arc<Self>> {
+        let opening = spans::start("streams", &create.id);
         let console = console_for(create.stdio.terminal, &create.bundle, "console.sock")?;
         let (streams, pumps) = match (&console, &create.log) {
             (Some(_), _) => (nothing(), Pumps::default()),
@@ -89,6 +91,7 @@ impl Container {
         };
         let init = Arc::new(Process::new(create.stdio.clone()));
         init.set_pumps(pumps);
+        drop(opening);
 
         // Its exit may come before its pid is read.
         let keep = reaper.keep_unknown();
@@ -117,7 +120,10 @@ impl Container {
         drop(keep);
         init.created(pid);
         let container = Arc::new(Self {
-            group: group_of(&create.bundle, pid),
+            group: {
+                let _span = spans::start("find control group", &create.id);
+                group_of(&create.bundle, pid)
+            },
             id: create.id,
             bundle: create.bundle,
             created_at: now(),
@@ -158,13 +164,16 @@ impl Container {
 
     /// What comes between the end of the init and its being told.
     async fn settle(&self, exit: Exit) -> ExitReport {
+        let _exit = spans::start("exit", &self.id);
         self.stop_clock();
         self.sweep().await;
         let execs: Vec<_> = self.execs().values().cloned().collect();
         for exec in execs.iter().filter(|exec| exec.process.phase().live_pid().is_some()) {
             let _ = timeout(stdio::DRAIN_LIMIT, exec.process.wait()).await;
         }
+        let draining = spans::start("drain", &self.id);
         self.init.readers().drain().await;
+        drop(draining);
         // The group is the container's own and was made with it, so every kill it counts was in here.
         let oom_killed = exit.signal == Signal::SIGKILL as u32
             && self.group.as_ref().and_then(Group::oom_kills).is_some_and(|kills| kills > 0);
@@ -174,6 +183,7 @@ impl Container {
     /// Kills what is left in the cgroup: with a PID namespace of its own nothing is, in the pod's or the node's it may be.
     async fn sweep(&self) {
         let Some(group) = &self.group else { return };
+        let _span = spans::start("sweep", &self.id);
         let deadline = Instant::now() + SWEEP_LIMIT;
         let mut pause = Duration::from_micros(500);
         loop {

@@ -23,6 +23,7 @@ mod runtime;
 mod seal;
 mod server;
 mod service;
+mod spans;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|word| word == "oci") {
         return oci::main(arguments);
     }
+    spans::init("shim");
     let args = match args::parse(bootstrap::arguments()) {
         Ok(args) => args,
         Err(error) => {

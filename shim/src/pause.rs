@@ -19,6 +19,7 @@ use crate::{
     error::{Result, ShimError, Step as _},
     init,
     reaper::{Child, Reaper},
+    spans,
 };
 
 /// What the pod's namespaces are to be.
@@ -40,12 +41,15 @@ pub(crate) struct Namespaces {
 /// Half done it is not undone: the shim then ends, and everything unpinned with it.
 pub(crate) fn enter(namespaces: &Namespaces, reaper: &Reaper) -> Result<Option<Child>> {
     if !namespaces.host_network {
+        let network = spans::start("network namespace", "");
         if namespaces.netns.is_empty() {
             unshare(CloneFlags::CLONE_NEWNET).step(|| "make network namespace".to_owned())?;
         } else {
             let pin = File::open(&namespaces.netns).step(|| format!("open network namespace {}", namespaces.netns))?;
             setns(pin, CloneFlags::CLONE_NEWNET).step(|| format!("join network namespace {}", namespaces.netns))?;
         }
+        drop(network);
+        let _uts = spans::start("UTS namespace", "");
         // A hostname of its own comes with a network of its own; the node's network has the node's name.
         unshare(CloneFlags::CLONE_NEWUTS).step(|| "make UTS namespace".to_owned())?;
         if !namespaces.hostname.is_empty() {
@@ -54,13 +58,17 @@ pub(crate) fn enter(namespaces: &Namespaces, reaper: &Reaper) -> Result<Option<C
         pin("uts", &namespaces.uts_pin)?;
     }
     if !namespaces.host_ipc {
+        let _ipc = spans::start("IPC namespace", "");
         unshare(CloneFlags::CLONE_NEWIPC).step(|| "make IPC namespace".to_owned())?;
         pin("ipc", &namespaces.ipc_pin)?;
     }
+    let sysctls = spans::start("sysctls", "");
     for (name, value) in &namespaces.sysctls {
         set_sysctl(namespaces, name, value)?;
     }
+    drop(sysctls);
     if namespaces.shared_pid {
+        let _init = spans::start("init", "");
         return init::start(reaper).step(|| "start the pod's init".to_owned()).map(Some);
     }
     Ok(None)

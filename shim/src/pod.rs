@@ -29,6 +29,7 @@ use crate::{
     process::Stdio,
     reaper::{Child, Reaper, now},
     runtime::Runtime,
+    spans,
 };
 
 /// The OCI runtime's state directory where nobody says another.
@@ -111,6 +112,7 @@ impl Pod {
     }
 
     fn record(&self, change: impl FnOnce(&mut Legacy)) -> Result<()> {
+        let _span = spans::start("record", &self.id);
         let mut legacy = self.legacy.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut legacy);
         legacy.save(&self.bundle).step(|| "record what a clean-up needs".to_owned())

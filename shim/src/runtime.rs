@@ -16,6 +16,7 @@ use crate::{
     io::stdio::Triple,
     mount::{self, RootfsMount},
     reaper::Reaper,
+    spans,
 };
 
 /// Why a runtime's command failed.
@@ -123,7 +124,9 @@ impl Runtime {
         command: &'static str,
         log: &Path,
     ) -> Result<(), RuntimeError> {
+        let spawning = spans::start("spawn", "");
         let started = reaper.spawn(&mut line);
+        drop(spawning);
         // The streams of the container are open in `line` as well; they must not outlive the start.
         drop(line);
         let child =
@@ -145,6 +148,7 @@ impl Runtime {
 
     /// Makes the container; answers the pid of its init, which waits for `start`. The caller keeps unknown exits.
     pub(crate) async fn create(&self, reaper: &Reaper, create: Create<'_>) -> Result<u32, RuntimeError> {
+        let _span = spans::start("oci.create", create.id);
         let (log, pid_file) = (create.bundle.join("oci.log"), create.bundle.join("init.pid"));
         let _ = fs::remove_file(&pid_file);
         let mut line = self.command(&log, "create");
@@ -155,9 +159,16 @@ impl Runtime {
         line.arg(create.id).current_dir(create.bundle);
         line.stdin(create.stdio.stdin).stdout(create.stdio.stdout).stderr(create.stdio.stderr);
         if !create.rootfs.is_empty() {
-            let (bundle, rootfs) = (create.bundle.to_owned(), create.rootfs.to_vec());
-            vaina_sys::process::before_exec(&mut line, move || mount::enter(&bundle, &rootfs))
-                .map_err(|source| RuntimeError::Start { command: "create", binary: self.name().to_owned(), source })?;
+            let (id, bundle, rootfs) = (create.id.to_owned(), create.bundle.to_owned(), create.rootfs.to_vec());
+            let enter = move || {
+                let _span = spans::start_before_exec("mount root file system", &id);
+                mount::enter(&bundle, &rootfs)
+            };
+            vaina_sys::process::before_exec(&mut line, enter).map_err(|source| RuntimeError::Start {
+                command: "create",
+                binary: self.name().to_owned(),
+                source,
+            })?;
         }
         self.run(reaper, line, "create", &log).await?;
         read_pid("create", &pid_file)
@@ -165,11 +176,13 @@ impl Runtime {
 
     /// Has the init go on to the container's program.
     pub(crate) async fn start(&self, reaper: &Reaper, id: &str, bundle: &Path) -> Result<(), RuntimeError> {
+        let _span = spans::start("oci.start", id);
         self.simple(reaper, "start", &["start", id], bundle).await
     }
 
     /// Removes what the runtime keeps of a container, by force.
     pub(crate) async fn delete(&self, reaper: &Reaper, id: &str, bundle: &Path) -> Result<(), RuntimeError> {
+        let _span = spans::start("oci.delete", id);
         match self.simple(reaper, "delete", &["delete", "--force", id], bundle).await {
             Err(RuntimeError::NotFound { .. }) => Ok(()),
             other => other,
@@ -215,6 +228,7 @@ impl Runtime {
 
     /// Runs a further process in the container and answers its pid.
     pub(crate) async fn exec(&self, reaper: &Reaper, exec: Exec<'_>) -> Result<u32, RuntimeError> {
+        let _span = spans::start("oci.exec", exec.id);
         let mut line = self.command(exec.log, "exec");
         line.arg("--process").arg(exec.process).arg("--pid-file").arg(exec.pid_file).arg("--detach");
         if let Some(socket) = exec.console_socket {

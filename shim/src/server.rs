@@ -11,7 +11,7 @@ use crate::{
     error::{Result, ShimError, Step as _},
     pod::Pod,
     reaper::Reaper,
-    seal, service,
+    seal, service, spans,
 };
 
 /// How long calls that are being answered may take when the shim ends.
@@ -19,6 +19,7 @@ const GOODBYE: Duration = Duration::from_millis(500);
 
 /// Serves until it is told to end.
 pub(crate) fn serve(args: &Args) -> Result<()> {
+    let boot = spans::start("boot", &args.id);
     let listener = inherited_listener().step(|| "take the listening socket".to_owned())?;
     let bundle = bundle(args)?;
     let _ = nix::unistd::setsid();
@@ -39,7 +40,9 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
         let listener = Listener::try_from(listener).step(|| "listen".to_owned())?;
         let mut server = service::register(Server::new(), &pod).add_listener(listener);
         server.start().await.map_err(|error| ShimError::Invalid(format!("serve: {error}")))?;
+        drop(boot);
         pod.ended().await;
+        let _end = spans::start("end", &args.id);
         let _ = tokio::time::timeout(GOODBYE, server.shutdown()).await;
         if let Some(path) = args.socket.strip_prefix("unix://") {
             let _ = std::fs::remove_file(path);

@@ -13,6 +13,8 @@ use libcontainer::{
 use nix::sys::stat::Mode;
 use vaina_sys::{cgroup::Hierarchies, process};
 
+use crate::spans;
+
 use super::{
     OciError,
     args::Create,
@@ -24,6 +26,7 @@ use super::{
 
 /// Creates the container. Nothing of it is left after an error.
 pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
+    let loading = spans::start("load config", &create.id);
     let read = |path: &Path, source| OciError::Read { path: path.to_owned(), source };
     let bundle = fs::canonicalize(&create.bundle).map_err(|source| read(&create.bundle, source))?;
     make_private(root).map_err(|source| read(root, source))?;
@@ -48,7 +51,9 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
         written.map_err(|source| OciError::Write { path: shadow.clone(), source })?;
         shadow.clone()
     };
+    drop(loading);
     let made = make(&root, create, &library_bundle, &spec).and_then(|pid| {
+        let _span = spans::start("record", &create.id);
         let start_time = u32::try_from(pid).map_err(io::Error::other).and_then(process::start_time);
         let identity = start_time.map(|start_time| Identity { pid, start_time, bundle, rootfs, cgroup });
         let directory = root.join(&create.id);
@@ -99,13 +104,15 @@ fn make(root: &Path, create: &Create, bundle: &Path, spec: &Spec) -> Result<i32,
         // The library's own message does not say what is wrong.
         set_oom_score(wanted)?;
     }
-    let causes = Causes::collect().map_err(|source| OciError::Prepare { step: "collect causes", source })?;
+    let causes = Causes::collect(&create.id, last_mount(spec))
+        .map_err(|source| OciError::Prepare { step: "collect causes", source })?;
     let cwd = spec.process().as_ref().map_or(Path::new(""), |process| process.cwd());
     if let Some(root) = spec.root() {
         make_working_directory(root.path(), cwd);
     }
     let failed =
         |error: &libcontainer::error::LibcontainerError| OciError::forked("create container", error, &causes, cwd);
+    let _span = spans::start("libcontainer", &create.id);
     let container = ContainerBuilder::new(create.id.clone(), SyscallType::default())
         .with_executor(Workload::new(causes.clone(), Kind::Init))
         .with_root_path(root)
@@ -120,6 +127,10 @@ fn make(root: &Path, create: &Create, bundle: &Path, spec: &Spec) -> Result<i32,
         .build()
         .map_err(|error| failed(&error))?;
     container.pid().map(|pid| pid.as_raw()).ok_or_else(|| OciError::State("the container has no process".to_owned()))
+}
+
+fn last_mount(spec: &Spec) -> Option<&Path> {
+    Some(spec.mounts().as_ref()?.last()?.destination())
 }
 
 /// Images name working directories that they do not have; other runtimes make them, the library does not.

@@ -79,9 +79,11 @@ pub(super) fn exec(root: &Path, exec: &Exec) -> Result<u8, OciError> {
 }
 
 fn run(root: &Path, exec: &Exec, process: &Path, cwd: &Path, kind: Kind) -> Result<nix::unistd::Pid, OciError> {
-    let causes = Causes::collect().map_err(|source| OciError::Prepare { step: "collect causes", source })?;
+    let causes =
+        Causes::collect(&exec.id, None).map_err(|source| OciError::Prepare { step: "collect causes", source })?;
     let failed =
         |error: &libcontainer::error::LibcontainerError| OciError::forked("exec in container", error, &causes, cwd);
+    let _span = crate::spans::start("libcontainer", &exec.id);
     let pid = ContainerBuilder::new(exec.id.clone(), SyscallType::default())
         .with_executor(Workload::new(causes.clone(), kind))
         .with_root_path(root)

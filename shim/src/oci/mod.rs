@@ -12,6 +12,7 @@ mod args;
 mod container;
 mod create;
 mod exec;
+mod milestones;
 mod spec;
 mod trace;
 mod update;
@@ -122,12 +123,34 @@ pub(crate) fn main(arguments: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    crate::spans::init("oci");
+    let (name, id) = name(&invocation.command);
+    let _span = crate::spans::start(name, id);
     match run(&invocation, &arguments) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             report(&invocation, &chain(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What a profile calls it, and the container that it is about.
+fn name(command: &Command) -> (&'static str, &str) {
+    match command {
+        Command::Create(command) => ("create", &command.id),
+        Command::Exec(command) => ("exec", &command.id),
+        Command::Start { id } => ("start", id),
+        Command::Kill { id, .. } => ("kill", id),
+        Command::Delete { id, .. } => ("delete", id),
+        Command::State { id } => ("state", id),
+        Command::Ps { id, .. } => ("ps", id),
+        Command::Pause { id } => ("pause", id),
+        Command::Resume { id } => ("resume", id),
+        Command::Update { id, .. } => ("update", id),
+        Command::List { .. } => ("list", ""),
+        Command::Features => ("features", ""),
+        Command::Version => ("version", ""),
     }
 }
 
@@ -188,6 +211,7 @@ fn run(invocation: &Invocation, arguments: &[OsString]) -> Result<u8, OciError> 
 
 /// From here on the program shows in the container's processes.
 fn seal(arguments: &[OsString]) -> Result<(), OciError> {
+    let _span = crate::spans::start("seal", "");
     match crate::seal::is_sealed() {
         Ok(true) => Ok(()),
         Ok(false) => Err(OciError::Seal { source: crate::seal::run_again(arguments.iter().cloned()) }),

@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     os::unix::fs::FileExt as _,
+    path::Path,
     sync::Arc,
 };
 
@@ -20,20 +21,28 @@ use tracing::{
     span,
 };
 
+use super::milestones::Milestones;
+
 /// Marks a line that is the whole cause, made for people.
 const VERDICT: &str = "!";
 
 /// The shared file.
 #[derive(Debug, Clone)]
-pub(super) struct Causes(Arc<File>);
+pub(super) struct Causes {
+    file: Arc<File>,
+    /// Only while a profile is taken.
+    milestones: Option<Arc<Milestones>>,
+}
 
 impl Causes {
-    /// Starts collecting in this process and those forked from it.
-    pub(super) fn collect() -> io::Result<Self> {
+    /// Starts collecting in this process and those forked from it, which make or join that container; `last` is where it has
+    /// its last mount.
+    pub(super) fn collect(id: &str, last: Option<&Path>) -> io::Result<Self> {
         let file = memfd_create("causes", MemfdFlags::CLOEXEC)?;
         // Several processes write, each line at once.
         fcntl_setfl(&file, OFlags::APPEND)?;
-        let causes = Self(Arc::new(File::from(file)));
+        let milestones = Milestones::are_wanted().then(|| Arc::new(Milestones::new(id, last)));
+        let causes = Self { file: Arc::new(File::from(file)), milestones };
         // Set once per process; a second set (in tests) leaves the first in place, which is only less to read.
         let _ = tracing::subscriber::set_global_default(Collector(causes.clone()));
         Ok(causes)
@@ -41,7 +50,14 @@ impl Causes {
 
     fn line(&self, text: &str) {
         let line = format!("{}\n", text.replace('\n', " "));
-        let _ = (&*self.0).write_all(line.as_bytes());
+        let _ = (&*self.file).write_all(line.as_bytes());
+    }
+
+    /// For a profile: what this process does from now on; nothing if the name is empty.
+    pub(super) fn milestone(&self, name: &str) {
+        if let Some(milestones) = &self.milestones {
+            milestones.begin(name);
+        }
     }
 
     /// Notes what went wrong in words that need nothing added.
@@ -51,9 +67,9 @@ impl Causes {
 
     /// What was noted: the verdict, or else the first and so innermost event.
     pub(super) fn read(&self) -> Option<Cause> {
-        let length = self.0.metadata().ok()?.len();
+        let length = self.file.metadata().ok()?.len();
         let mut text = vec![0; usize::try_from(length).ok()?];
-        self.0.read_exact_at(&mut text, 0).ok()?;
+        self.file.read_exact_at(&mut text, 0).ok()?;
         first(&String::from_utf8_lossy(&text))
     }
 }
@@ -79,13 +95,17 @@ struct Collector(Causes);
 impl Subscriber for Collector {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() == Level::ERROR
+            || (self.0.milestones.is_some() && Milestones::is_one(metadata.target(), *metadata.level()))
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(LevelFilter::ERROR)
+        Some(if self.0.milestones.is_some() { LevelFilter::TRACE } else { LevelFilter::ERROR })
     }
 
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+    fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
+        if let Some(milestones) = &self.0.milestones {
+            milestones.told(attributes.metadata().name());
+        }
         span::Id::from_u64(1)
     }
 
@@ -96,6 +116,12 @@ impl Subscriber for Collector {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text::default();
         event.record(&mut text);
+        if let Some(milestones) = &self.0.milestones {
+            milestones.told(&text.message);
+        }
+        if *event.metadata().level() != Level::ERROR {
+            return;
+        }
         self.0.line(&format!("{}{}", text.message, text.fields));
     }
 

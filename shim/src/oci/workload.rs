@@ -79,6 +79,7 @@ impl Executor for Workload {
             self.causes.verdict(&text);
             ExecutorValidationError::ArgValidationError(text)
         };
+        self.causes.milestone("find program");
         let process = spec.process().as_ref().ok_or_else(|| refuse("the configuration has no process".to_owned()))?;
         let program = program_of(process).map_err(refuse)?;
         *self.program.borrow_mut() = program;
@@ -93,6 +94,8 @@ impl Executor for Workload {
         // Kept for the exec; this process itself has no more use for variables.
         *self.environment.borrow_mut() =
             environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        // From here on it waits for its start.
+        self.causes.milestone("");
         Ok(())
     }
 
@@ -105,6 +108,7 @@ impl Executor for Workload {
             self.causes.verdict(&text);
             ExecutorError::Other(text)
         };
+        self.causes.milestone("become the program");
         let process = spec.process().as_ref().ok_or_else(|| fail("the configuration has no process".to_owned()))?;
         let program = self.program.borrow();
         let c_strings = |texts: &mut dyn Iterator<Item = &str>| -> Result<Vec<CString>, String> {
@@ -121,6 +125,7 @@ impl Executor for Workload {
         }
         vaina_sys::inherit::default_signals().map_err(|error| fail(format!("reset signals: {error}")))?;
         self.restrict().map_err(fail)?;
+        self.causes.milestone("");
         match nix::unistd::execve(&path, &arguments, &environment) {
             Ok(never) => match never {},
             Err(errno) => Err(fail(format!("exec {}: {}", program.display(), message(errno)))),

@@ -13,6 +13,7 @@ use super::convert;
 use crate::{
     error::{ShimError, Step as _},
     pod::Pod,
+    spans,
 };
 
 /// Version of `vaina.shim.v1` that is spoken.
@@ -46,6 +47,7 @@ impl PodService for Service {
     }
 
     async fn stop(&self, _: &TtrpcContext, request: StopRequest) -> ttrpc::Result<StopResponse> {
+        let _span = spans::start("Stop", &request.id);
         let container = self.0.container(&request.id)?;
         let signal = i32::try_from(request.signal)
             .map_err(|_| ShimError::Invalid(format!("signal {} is not valid", request.signal)))?;

@@ -20,6 +20,7 @@ use super::{convert, detach};
 use crate::{
     error::ShimError,
     pod::{Pod, timestamp},
+    spans,
 };
 
 pub(super) struct Service(pub(super) Arc<Pod>);
@@ -31,6 +32,7 @@ impl Sandbox for Service {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
+        let _span = spans::start("CreateSandbox", &self.0.id);
         // Waits for nothing, so there is nothing to be dropped half-way.
         self.0.create_sandbox(&convert::namespaces(request)?)?;
         Ok(CreateSandboxResponse::default())
@@ -57,6 +59,7 @@ impl Sandbox for Service {
     }
 
     async fn stop_sandbox(&self, _: &TtrpcContext, _: StopSandboxRequest) -> ttrpc::Result<StopSandboxResponse> {
+        let _span = spans::start("StopSandbox", &self.0.id);
         let pod = Arc::clone(&self.0);
         detach(async move {
             pod.stop_sandbox().await;
@@ -93,6 +96,7 @@ impl Sandbox for Service {
         _: &TtrpcContext,
         _: ShutdownSandboxRequest,
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
+        let _span = spans::start("ShutdownSandbox", &self.0.id);
         let pod = Arc::clone(&self.0);
         detach(async move {
             pod.shut_down().await;

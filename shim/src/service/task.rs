@@ -20,6 +20,7 @@ use crate::{
     error::{ShimError, Step as _},
     pod::{Pod, timestamp},
     process::Stdio,
+    spans,
 };
 
 pub(super) struct Service(pub(super) Arc<Pod>);
@@ -33,6 +34,7 @@ impl Task for Service {
     }
 
     async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        let _span = spans::start("Create", &request.id);
         let create = convert::create(&self.0, request)?;
         let pod = Arc::clone(&self.0);
         let pid = detach(async move { pod.create(create).await }).await?;
@@ -40,12 +42,14 @@ impl Task for Service {
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let _span = spans::start("Start", &request.id);
         let pod = Arc::clone(&self.0);
         let pid = detach(async move { pod.start(&request.id, &request.exec_id).await }).await?;
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let _span = spans::start("Delete", &request.id);
         let pod = Arc::clone(&self.0);
         let (pid, report) = detach(async move { pod.delete(&request.id, &request.exec_id).await }).await?;
         Ok(DeleteResponse {
