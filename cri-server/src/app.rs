@@ -31,6 +31,7 @@ use crate::{
     runtime::Handlers,
     sandbox, snapshot,
     state::{self, Store},
+    stats::Stats,
     work::{Changes, blocking},
 };
 
@@ -53,6 +54,8 @@ pub struct App {
     pub handlers: Handlers,
     /// The host's control groups.
     pub cgroups: Hierarchies,
+    /// Reads statistics.
+    pub stats: Stats,
     /// Id of this boot.
     pub boot_id: String,
     /// Changes under way.
@@ -174,6 +177,7 @@ impl App {
         let pool = Pool::new(&config.network).map_err(StartError::Network)?;
         let app = Arc::new(Self {
             handlers,
+            stats: Stats::new(&cgroups),
             config,
             store,
             index: Index::default(),

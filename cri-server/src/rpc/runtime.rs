@@ -7,8 +7,11 @@ use tonic::{Request, Response, Status, async_trait};
 use tracing::Instrument as _;
 use vaina_proto::cri::{self, runtime_service_server::RuntimeService};
 
-use super::trace::{About, change, made, read};
-use crate::{app::App, container, error::Chain, sandbox};
+use super::{
+    chunks::{Chunks, chunks},
+    trace::{About, change, made, read},
+};
+use crate::{app::App, container, error::Chain, sandbox, stats};
 
 pub(super) struct Runtime {
     pub(super) app: Arc<App>,
@@ -230,9 +233,14 @@ impl RuntimeService for Runtime {
 
     async fn update_container_resources(
         &self,
-        _: Request<cri::UpdateContainerResourcesRequest>,
+        request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
-        Err(Status::unimplemented("UpdateContainerResources"))
+        // Annotations of an update are for plugins, of which there are none.
+        let cri::UpdateContainerResourcesRequest { container_id: id, linux, .. } = request.into_inner();
+        change("UpdateContainerResources", About::container(&id), async {
+            container::update(&self.app, &id, linux).await.map(|()| cri::UpdateContainerResourcesResponse {})
+        })
+        .await
     }
 
     async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
@@ -252,30 +260,34 @@ impl RuntimeService for Runtime {
 
     async fn container_stats(
         &self,
-        _: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
-        Err(Status::unimplemented("ContainerStats"))
+        let stats = stats::container(&self.app, &request.into_inner().container_id).await;
+        read("ContainerStats", stats.map(|stats| cri::ContainerStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
-        Err(Status::unimplemented("ListContainerStats"))
+        let stats = stats::containers(&self.app, request.into_inner().filter.as_ref()).await;
+        read("ListContainerStats", Ok::<_, Infallible>(cri::ListContainerStatsResponse { stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
-        Err(Status::unimplemented("PodSandboxStats"))
+        let stats = stats::sandbox(&self.app, &request.into_inner().pod_sandbox_id).await;
+        read("PodSandboxStats", stats.map(|stats| cri::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
-        Err(Status::unimplemented("ListPodSandboxStats"))
+        let stats = stats::sandboxes(&self.app, request.into_inner().filter.as_ref()).await;
+        read("ListPodSandboxStats", Ok::<_, Infallible>(cri::ListPodSandboxStatsResponse { stats }))
     }
 
     async fn checkpoint_container(
@@ -303,66 +315,82 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        Err(Status::unimplemented("ListMetricDescriptors"))
+        let descriptors = stats::metric_descriptors();
+        read("ListMetricDescriptors", Ok::<_, Infallible>(cri::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        Err(Status::unimplemented("ListPodSandboxMetrics"))
+        let pod_metrics = stats::metrics(&self.app).await;
+        read("ListPodSandboxMetrics", Ok::<_, Infallible>(cri::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(Status::unimplemented("UpdatePodSandboxResources"))
+        let cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id: id, overhead, resources } = request.into_inner();
+        change("UpdatePodSandboxResources", About::sandbox(&id), async {
+            let updated = sandbox::update(&self.app, &id, overhead, resources).await;
+            updated.map(|()| cri::UpdatePodSandboxResourcesResponse {})
+        })
+        .await
     }
 
-    type StreamPodSandboxesStream = Refused<cri::StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Chunks<cri::StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        refuse("StreamPodSandboxes")
+        let items = sandbox::list(&self.app, request.into_inner().filter.as_ref());
+        let message = |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes };
+        Ok(chunks("StreamPodSandboxes", items, message))
     }
 
-    type StreamContainersStream = Refused<cri::StreamContainersResponse>;
+    type StreamContainersStream = Chunks<cri::StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        refuse("StreamContainers")
+        let items = container::list(&self.app, request.into_inner().filter.as_ref());
+        Ok(chunks("StreamContainers", items, |containers| cri::StreamContainersResponse { containers }))
     }
 
-    type StreamContainerStatsStream = Refused<cri::StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Chunks<cri::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        refuse("StreamContainerStats")
+        let items = stats::containers(&self.app, request.into_inner().filter.as_ref()).await;
+        let message = |container_stats| cri::StreamContainerStatsResponse { container_stats };
+        Ok(chunks("StreamContainerStats", items, message))
     }
 
-    type StreamPodSandboxStatsStream = Refused<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Chunks<cri::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        refuse("StreamPodSandboxStats")
+        let items = stats::sandboxes(&self.app, request.into_inner().filter.as_ref()).await;
+        let message = |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(chunks("StreamPodSandboxStats", items, message))
     }
 
-    type StreamPodSandboxMetricsStream = Refused<cri::StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Chunks<cri::StreamPodSandboxMetricsResponse>;
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        refuse("StreamPodSandboxMetrics")
+        let items = stats::metrics(&self.app).await;
+        let message = |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        Ok(chunks("StreamPodSandboxMetrics", items, message))
     }
 
     type GetContainerEventsStream = Refused<cri::ContainerEventResponse>;

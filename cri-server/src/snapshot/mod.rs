@@ -215,8 +215,9 @@ pub fn list(root: &Path) -> Result<Vec<ContainerId>, SnapshotError> {
     }
 }
 
-/// What a container has written. Walks its writable layer: blocking.
-pub fn usage(root: &Path, container: &ContainerId) -> Result<Usage, SnapshotError> {
+/// What a container has written. Walks its writable layer: blocking. Each file takes one of `budget`; [`None`] once there
+/// is none left.
+pub fn usage(root: &Path, container: &ContainerId, budget: &mut usize) -> Result<Option<Usage>, SnapshotError> {
     let upper = dir(root, container).join(UPPER);
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
@@ -230,6 +231,8 @@ pub fn usage(root: &Path, container: &ContainerId) -> Result<Usage, SnapshotErro
             Err(error) => return Err(at("list", &path)(error)),
         };
         for entry in entries.flatten() {
+            let Some(left) = budget.checked_sub(1) else { return Ok(None) };
+            *budget = left;
             let Ok(stat) = entry.metadata() else { continue };
             if stat.is_dir() {
                 pending.push(entry.path());
@@ -240,7 +243,7 @@ pub fn usage(root: &Path, container: &ContainerId) -> Result<Usage, SnapshotErro
             usage.inodes += 1;
         }
     }
-    Ok(usage)
+    Ok(Some(usage))
 }
 
 fn dir(root: &Path, container: &ContainerId) -> PathBuf {
@@ -388,7 +391,10 @@ mod tests {
                 fs::write(rootfs.join("etc/group"), vec![b'x'; 10_000]).unwrap();
                 File::open(rootfs.join("etc/group")).unwrap().sync_all().unwrap();
             });
-            assert!(usage(root.path(), &one).unwrap().bytes >= 10_000);
+            let all = &mut usize::MAX.clone();
+            let written = usage(root.path(), &one, all).unwrap().unwrap();
+            assert!(written.bytes >= 10_000 && written.inodes == 2, "{written:?}");
+            assert_eq!(usage(root.path(), &one, &mut 1).unwrap(), None);
             // A second create of the same container (after a crash) mounts what is there.
             let again = prepare(root.path(), &one, &image).unwrap();
             assert_eq!(again, mount);
@@ -401,7 +407,7 @@ mod tests {
                 remove(root.path(), id).await.unwrap();
             }
             assert!(list(root.path()).unwrap().is_empty());
-            assert_eq!(usage(root.path(), &one).unwrap(), Usage::default());
+            assert_eq!(usage(root.path(), &one, all).unwrap(), Some(Usage::default()));
             let deadline = Instant::now() + Duration::from_secs(10);
             while fs::read_dir(root.path().join(TRASH)).unwrap().count() > 0 {
                 assert!(Instant::now() < deadline);
