@@ -9,7 +9,7 @@ use std::{
 
 use rustix::fs::OFlags;
 use tracing::debug_span;
-use vaina_proto::cri::{NamespaceMode, security_profile::ProfileType};
+use vaina_proto::cri::{ContainerConfig, NamespaceMode, security_profile::ProfileType};
 use vaina_sys::cgroup::Hierarchies;
 
 use super::{
@@ -86,7 +86,7 @@ pub(super) async fn write(app: &App, container: &Container) -> Result<User, Bund
         id: container.id.to_string(),
         sandbox_id: container.sandbox.id.to_string(),
         pod: container.sandbox.config.clone(),
-        config: container.config.clone(),
+        config: config(container),
         image,
         pid: pid_namespace(app, container)?,
         network: container.sandbox.netns(),
@@ -98,6 +98,47 @@ pub(super) async fn write(app: &App, container: &Container) -> Result<User, Bund
         log: container.log_path(),
     };
     blocking(move || work.run()).await
+}
+
+/// As the client gave it, with the limits as they are now.
+fn config(container: &Container) -> ContainerConfig {
+    let mut config = container.config.clone();
+    if let Some(resources) = container.resources() {
+        config.linux.get_or_insert_default().resources = Some(resources);
+    }
+    config
+}
+
+/// Puts other limits into the spec; a bundle that a reboot took is made anew with them.
+pub(super) async fn rewrite_limits(
+    app: &App,
+    container: &Container,
+    limits: &serde_json::Map<String, serde_json::Value>,
+    oom_score_adj: i64,
+) -> Result<(), BundleError> {
+    let path = container.bundle(&app.config.state).join("config.json");
+    let limits = limits.clone();
+    blocking(move || {
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(at("read", &path)(source)),
+        };
+        let mut spec: serde_json::Value = serde_json::from_slice(&text).map_err(BundleError::Encode)?;
+        let devices = spec["linux"]["resources"]["devices"].take();
+        spec["linux"]["resources"] = limits.into();
+        spec["linux"]["resources"]["devices"] = devices;
+        spec["process"]["oomScoreAdj"] = oom_score_adj.into();
+        let text = serde_json::to_vec(&spec).map_err(BundleError::Encode)?;
+        vaina_sys::fs::write_atomic(&path, &text, 0o644, false).map_err(at("write", &path))
+    })
+    .await
+}
+
+/// Whether memory that the kernel would account as swap can be limited.
+pub(super) fn has_swap_accounting(cgroups: &Hierarchies) -> bool {
+    let memory = cgroups.controller("memory");
+    cgroups.is_v2() || memory.is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists())
 }
 
 /// The container's own word; the pod's says only whether there is a shared one.
@@ -135,7 +176,7 @@ struct Work {
     id: String,
     sandbox_id: String,
     pod: vaina_proto::cri::PodSandboxConfig,
-    config: vaina_proto::cri::ContainerConfig,
+    config: ContainerConfig,
     image: Arc<Image>,
     pid: PidNamespace,
     network: Option<PathBuf>,
@@ -214,7 +255,6 @@ impl Work {
             .as_ref()
             .filter(|profile| profile.profile_type() == ProfileType::Localhost)
             .and_then(|profile| fs::read_to_string(&profile.localhost_ref).ok());
-        let memory = self.cgroups.controller("memory");
         Ok(Host {
             cgroup_v2: self.cgroups.is_v2(),
             lowest_oom_score_adj: if capabilities.contains(&"CAP_SYS_RESOURCE") {
@@ -230,8 +270,7 @@ impl Work {
             hostname: nix::unistd::gethostname()
                 .map(|name| name.to_string_lossy().into_owned())
                 .map_err(|errno| look("the node's name")(errno.into()))?,
-            has_swap_accounting: self.cgroups.is_v2()
-                || memory.is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
+            has_swap_accounting: has_swap_accounting(&self.cgroups),
         })
     }
 }

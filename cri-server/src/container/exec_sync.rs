@@ -96,6 +96,9 @@ impl Classify for ExecSyncError {
 
 /// What is kept of each stream.
 const OUTPUT_LIMIT: usize = 16 << 20;
+/// What is answered of both: the kubelet and crictl refuse a message of more than 16 MiB, and would see an error instead of
+/// output that is cut. The rest is for what surrounds it.
+const ANSWER_LIMIT: usize = (16 << 20) - 1024;
 /// How long a stream may stay open after the command has ended: a child of it may have inherited the stream.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
@@ -168,8 +171,9 @@ impl Exec<'_> {
             let Fifos { receivers, .. } = fifos;
             let [stdout, stderr] = receivers.map(Reader::start);
             let code = self.shim.wait_process(id, self.exec_id).await.map_err(failed("wait for the command"))?;
-            let (stdout, stderr) =
+            let (mut stdout, mut stderr) =
                 async { tokio::join!(stdout.finish(), stderr.finish()) }.instrument(debug_span!("drain")).await;
+            fit(&mut stdout, &mut stderr);
             Ok(ExecSyncResponse { stdout, stderr, exit_code: code.cast_signed() })
         };
         let Some(seconds) = limit else { return started.await };
@@ -272,6 +276,12 @@ impl Reader {
     }
 }
 
+/// Cuts what is too much for one answer: each stream has a half of it, and what the other leaves.
+fn fit(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>) {
+    stderr.truncate(ANSWER_LIMIT - stdout.len().min(ANSWER_LIMIT / 2));
+    stdout.truncate(ANSWER_LIMIT - stderr.len());
+}
+
 async fn read(mut stream: Receiver, kept: Arc<Mutex<Vec<u8>>>) {
     let mut buffer = vec![0; 64 << 10];
     // An error ends the stream as its end does: there is nobody to tell but who waits for the output.
@@ -305,6 +315,25 @@ mod tests {
         assert_eq!(reader.finish().await.len(), OUTPUT_LIMIT);
         drop(_names);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn both_streams_fit_into_one_answer() {
+        let half = ANSWER_LIMIT / 2;
+        for ((out, err), kept) in [
+            ((10, 20), (10, 20)),
+            ((OUTPUT_LIMIT, 0), (ANSWER_LIMIT, 0)),
+            ((0, OUTPUT_LIMIT), (0, ANSWER_LIMIT)),
+            ((OUTPUT_LIMIT, 100), (ANSWER_LIMIT - 100, 100)),
+            ((100, OUTPUT_LIMIT), (100, ANSWER_LIMIT - 100)),
+            ((OUTPUT_LIMIT, OUTPUT_LIMIT), (half, half)),
+        ] {
+            let (mut stdout, mut stderr) = (vec![0; out], vec![0; err]);
+            fit(&mut stdout, &mut stderr);
+            assert_eq!((stdout.len(), stderr.len()), kept, "{out} and {err}");
+            let answer = ExecSyncResponse { stdout, stderr, exit_code: i32::MIN };
+            assert!(prost::Message::encoded_len(&answer) <= 16 << 20);
+        }
     }
 
     #[tokio::test]

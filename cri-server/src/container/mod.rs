@@ -29,6 +29,7 @@ mod start;
 mod status;
 pub(crate) mod steps;
 mod stop;
+mod update;
 
 use std::{
     path::{Path, PathBuf},
@@ -37,7 +38,7 @@ use std::{
 
 use tokio::sync::{Mutex as Gate, MutexGuard, RwLockReadGuard, watch};
 use tracing::{Instrument as _, info_span};
-use vaina_proto::cri::{ContainerConfig, ContainerMetadata};
+use vaina_proto::cri::{ContainerConfig, ContainerMetadata, LinuxContainerResources};
 
 pub use self::{
     create::{CreateError, create},
@@ -50,6 +51,7 @@ pub use self::{
     status::{StatusError, message, status},
     steps::{Level, StepError},
     stop::{StopError, stop},
+    update::{UpdateError, update},
 };
 pub(crate) use self::{
     remove::remove_known,
@@ -61,6 +63,8 @@ use crate::{
     index::Entry,
     plan::Mark,
     sandbox::Sandbox,
+    stats::Memo,
+    work::lock,
 };
 
 /// What makes a container one of a kind: a retry of the same attempt in the same sandbox means the same container.
@@ -194,6 +198,8 @@ pub struct Container {
     state: watch::Sender<ContainerState>,
     /// The part of the record that changes.
     pub(crate) kept: Mutex<Kept>,
+    /// What statistics remember of it.
+    pub(crate) memo: Memo,
     /// Why it is there though it could not be made, for those who joined the operation.
     pub(crate) failure: Mutex<Option<Arc<CreateError>>>,
 }
@@ -211,6 +217,8 @@ pub(crate) struct Kept {
     pub(crate) boot_id: String,
     /// Known once the bundle is made.
     pub(crate) user: Option<User>,
+    /// The limits that an update has set, instead of the config's.
+    pub(crate) resources: Option<LinuxContainerResources>,
 }
 
 impl Entry for Container {
@@ -256,6 +264,7 @@ impl Container {
             gate: Gate::new(()),
             state: watch::Sender::new(ContainerState::Creating),
             kept: Mutex::new(kept),
+            memo: Memo::default(),
             failure: Mutex::new(None),
         }
     }
@@ -338,6 +347,12 @@ impl Container {
         }
     }
 
+    /// Its limits, as they were set last.
+    pub fn resources(&self) -> Option<LinuxContainerResources> {
+        let of_config = || self.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        lock(&self.kept).resources.clone().or_else(of_config)
+    }
+
     /// Its OCI bundle.
     pub fn bundle(&self, state: &Path) -> PathBuf {
         state.join("containers").join(&self.id)
@@ -357,7 +372,7 @@ impl Container {
 
     #[cfg(test)]
     pub(crate) fn record(&self) -> ContainerRecord {
-        ContainerRecord::new(self, &crate::work::lock(&self.kept))
+        ContainerRecord::new(self, &lock(&self.kept))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{error::Error, sync::Arc};
 
 use prost::Message;
-use vaina_proto::cri::ContainerConfig;
+use vaina_proto::cri::{ContainerConfig, LinuxContainerResources};
 
 use super::{Container, ContainerImage, Exit, Kept, Level, Origin, User};
 use crate::{
@@ -50,6 +50,8 @@ struct Body {
     boot_id: String,
     #[prost(message, optional, tag = "13")]
     user: Option<UserBody>,
+    #[prost(message, optional, tag = "14")]
+    resources: Option<LinuxContainerResources>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -105,6 +107,7 @@ impl ContainerRecord {
                 }),
                 boot_id: kept.boot_id.clone(),
                 user: kept.user.clone().map(|User { uid, gid, groups }| UserBody { uid, gid, groups }),
+                resources: kept.resources.clone(),
             },
         }
     }
@@ -130,6 +133,7 @@ impl ContainerRecord {
             }),
             boot_id: body.boot_id,
             user: body.user.map(|UserBody { uid, gid, groups }| User { uid, gid, groups }),
+            resources: body.resources,
         };
         let origin = Origin {
             id: self.id,
@@ -216,6 +220,7 @@ mod tests {
             }),
             boot_id: "b".into(),
             user: Some(User { uid: 1, gid: 2, groups: vec![2, 3] }),
+            resources: Some(LinuxContainerResources { cpu_shares: 7, ..Default::default() }),
         };
         let before = container(kept);
         let record = before.record();
@@ -225,6 +230,7 @@ mod tests {
         let after = read.into_container(Arc::clone(&before.sandbox));
         assert_eq!(after.config, before.config);
         assert_eq!(after.image, before.image);
+        assert_eq!(after.resources().unwrap().cpu_shares, 7);
         assert_eq!(after.record(), record);
     }
 

@@ -54,7 +54,7 @@ pub fn message(container: &Container) -> cri::ContainerStatus {
         | ContainerState::Starting
         | ContainerState::Removed => (0, 0, 0, String::new(), String::new()),
     };
-    let resources = container.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+    let resources = container.resources();
     let user = lock(&container.kept).user.clone();
     cri::ContainerStatus {
         id: container.id.to_string(),

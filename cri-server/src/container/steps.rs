@@ -178,7 +178,8 @@ impl<'a> Walk<'a> {
         self.shim.as_deref().ok_or(StepError::NoShim(step))
     }
 
-    async fn put(&self, change: impl FnOnce(&mut Kept)) -> Result<(), StepError> {
+    /// Records a change of what is kept.
+    pub(super) async fn put(&self, change: impl FnOnce(&mut Kept)) -> Result<(), StepError> {
         let mut kept = lock(&self.container.kept).clone();
         change(&mut kept);
         let record = ContainerRecord::new(self.container, &kept);

@@ -229,6 +229,18 @@ impl Shim {
         self.start_any(id, "").await
     }
 
+    /// Changes the limits of a container; `resources` are OCI `LinuxResources` as JSON.
+    pub async fn update_task(&self, id: &ContainerId, resources: Vec<u8>) -> Result<(), RuntimeError> {
+        let resources = any("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", resources);
+        let request = api::UpdateTaskRequest {
+            id: id.to_string(),
+            resources: MessageField::some(resources),
+            ..Default::default()
+        };
+        let answer = self.tasks.update(limit(LONG), &request).await;
+        answer.map(drop).map_err(|error| RuntimeError::from_call("Update", LONG, error))
+    }
+
     /// Deletes a container that has ended or was never started.
     pub async fn delete_task(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.delete_any(id, "").await

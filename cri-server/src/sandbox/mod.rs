@@ -25,6 +25,7 @@ mod run;
 mod status;
 pub(crate) mod steps;
 mod stop;
+mod update;
 
 use std::{
     net::IpAddr,
@@ -33,7 +34,7 @@ use std::{
 };
 
 use tokio::sync::{RwLock, watch};
-use vaina_proto::cri::{NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata};
+use vaina_proto::cri::{LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata};
 
 pub use self::{
     list::list,
@@ -44,6 +45,7 @@ pub use self::{
     status::{StatusError, message, status},
     steps::{Level, StepError},
     stop::{StopError, stop},
+    update::{UpdateError, update},
 };
 pub(crate) use self::{remove::remove_known, stop::stop_known};
 use crate::{
@@ -52,6 +54,8 @@ use crate::{
     index::Entry,
     plan::Mark,
     runtime::Shim,
+    stats::Memo,
+    work::lock,
 };
 
 /// What makes a sandbox one of a kind: a retry of the same pod and attempt means the same sandbox.
@@ -135,6 +139,8 @@ pub struct Sandbox {
     state: watch::Sender<SandboxState>,
     /// The part of the record that changes.
     pub(crate) kept: Mutex<Kept>,
+    /// What statistics remember of it.
+    pub(crate) memo: Memo,
     /// Why it is there and not Ready, for those who joined the operation that made it.
     pub(crate) failure: Mutex<Option<Arc<RunError>>>,
 }
@@ -150,6 +156,10 @@ pub(crate) struct Kept {
     pub(crate) shim_address: String,
     /// The boot in which its things were made.
     pub(crate) boot_id: String,
+    /// What the pod may use, if an update said so, instead of the config's.
+    pub(crate) resources: Option<LinuxContainerResources>,
+    /// What comes on top of that, likewise.
+    pub(crate) overhead: Option<LinuxContainerResources>,
 }
 
 impl Entry for Sandbox {
@@ -176,6 +186,7 @@ impl Sandbox {
             gate: RwLock::new(()),
             state: watch::Sender::new(SandboxState::Starting),
             kept: Mutex::new(kept),
+            memo: Memo::default(),
             failure: Mutex::new(None),
         }
     }
@@ -268,9 +279,19 @@ impl Sandbox {
         }
     }
 
+    /// What the pod may use, and what comes on top, as they were set last.
+    pub fn resources(&self) -> (Option<LinuxContainerResources>, Option<LinuxContainerResources>) {
+        let linux = self.config.linux.as_ref();
+        let kept = lock(&self.kept);
+        (
+            kept.resources.clone().or_else(|| linux?.resources.clone()),
+            kept.overhead.clone().or_else(|| linux?.overhead.clone()),
+        )
+    }
+
     #[cfg(test)]
     pub(crate) fn record(&self) -> SandboxRecord {
-        SandboxRecord::new(self, &crate::work::lock(&self.kept))
+        SandboxRecord::new(self, &lock(&self.kept))
     }
 }
 

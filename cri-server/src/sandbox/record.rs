@@ -3,7 +3,7 @@
 use std::{error::Error, net::IpAddr};
 
 use prost::Message;
-use vaina_proto::cri::PodSandboxConfig;
+use vaina_proto::cri::{LinuxContainerResources, PodSandboxConfig};
 
 use super::{Kept, Level, Sandbox};
 use crate::{id::SandboxId, plan::Mark, state::Record};
@@ -35,6 +35,10 @@ struct Body {
     shim_address: String,
     #[prost(string, tag = "8")]
     boot_id: String,
+    #[prost(message, optional, tag = "9")]
+    resources: Option<LinuxContainerResources>,
+    #[prost(message, optional, tag = "10")]
+    overhead: Option<LinuxContainerResources>,
 }
 
 impl SandboxRecord {
@@ -55,19 +59,24 @@ impl SandboxRecord {
                 addresses: kept.addresses.iter().map(IpAddr::to_string).collect(),
                 shim_address: kept.shim_address.clone(),
                 boot_id: kept.boot_id.clone(),
+                resources: kept.resources.clone(),
+                overhead: kept.overhead.clone(),
             },
         }
     }
 
     /// The object that it tells of, in no published state yet.
     pub(crate) fn into_sandbox(self) -> Sandbox {
-        let Body { config, handler, created_at, level, toward, addresses, shim_address, boot_id } = self.body;
-        let level = level_of(level).unwrap_or(Level::Gone);
+        let Body { config, handler, created_at, toward, addresses, shim_address, boot_id, resources, overhead, .. } =
+            self.body;
+        let level = level_of(self.body.level).unwrap_or(Level::Gone);
         let kept = Kept {
             mark: Some(if toward { Mark::Toward(level) } else { Mark::At(level) }),
             addresses: addresses.iter().filter_map(|address| address.parse().ok()).collect(),
             shim_address,
             boot_id,
+            resources,
+            overhead,
         };
         Sandbox::new(self.id, config.unwrap_or_default(), handler, created_at, kept)
     }
@@ -123,6 +132,8 @@ mod tests {
             addresses: vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
             shim_address: "unix:///run/x".into(),
             boot_id: "boot".into(),
+            resources: Some(LinuxContainerResources { cpu_shares: 7, ..Default::default() }),
+            overhead: None,
         };
         Sandbox::new(SandboxId::new("abc"), config, "crun".into(), 17, kept)
     }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use vaina_proto::cri::{
-    LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus, PodSandboxStatusResponse,
+    LinuxContainerResources, LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
+    PodSandboxStatusResponse,
 };
 
 use super::{Sandbox, SandboxState, list};
@@ -74,6 +75,24 @@ pub fn message(sandbox: &Arc<Sandbox>) -> PodSandboxStatus {
     }
 }
 
+/// Under the names of the runtime spec, where it has any.
+fn resources_info(resources: &LinuxContainerResources) -> serde_json::Value {
+    serde_json::json!({
+        "cpu": {
+            "period": resources.cpu_period,
+            "quota": resources.cpu_quota,
+            "shares": resources.cpu_shares,
+            "cpus": resources.cpuset_cpus,
+            "mems": resources.cpuset_mems,
+        },
+        "memory": {
+            "limit": resources.memory_limit_in_bytes,
+            "swap": resources.memory_swap_limit_in_bytes,
+        },
+        "unified": resources.unified,
+    })
+}
+
 fn info(sandbox: &Sandbox) -> BTreeMap<String, String> {
     let state = sandbox.state();
     let (pid, reason) = match &state {
@@ -84,8 +103,11 @@ fn info(sandbox: &Sandbox) -> BTreeMap<String, String> {
     // For `vaina exec`, whose streams go past the daemon.
     let shim = sandbox.shim().map(|shim| shim.address().to_owned());
     let netns = sandbox.netns().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let (resources, overhead) = sandbox.resources();
     let info = serde_json::json!({
         "pid": pid,
+        "resources": resources.as_ref().map(resources_info),
+        "overhead": overhead.as_ref().map(resources_info),
         "processStatus": state.word(),
         "netNamespaceClosed": pid == 0,
         "runtimeHandler": sandbox.handler,

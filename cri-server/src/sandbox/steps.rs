@@ -26,6 +26,7 @@ use super::{Kept, Sandbox, SandboxRecord, pod_files, pod_files::PodFiles};
 use crate::{
     app::App,
     error::{Classify, Kind},
+    limits,
     network::{Attachment, NetworkError, PortMapping, Protocol},
     plan::{Host, Mark, Step},
     runtime::{RuntimeError, SandboxOptions, Shim},
@@ -119,6 +120,9 @@ pub enum StepError {
         /// Cause.
         source: io::Error,
     },
+    /// What the pod as a whole may use.
+    #[error("set the pod's limits")]
+    Limit(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Processes that could not be killed.
     #[error("kill what is left in control group {}: {}", .path.display(), .left.join("; "))]
     Unkillable {
@@ -156,6 +160,7 @@ impl Classify for StepError {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::ResourceExhausted,
                 _ => Kind::Internal,
             },
+            Self::Limit(_) => Kind::FailedPrecondition,
             Self::Unkillable { .. } => Kind::DeadlineExceeded,
             Self::Network { source, .. } => source.kind(),
             Self::Shim { source, .. } => source.kind(),
@@ -199,7 +204,8 @@ impl<'a> Walk<'a> {
         PodFiles::new(&self.directory())
     }
 
-    async fn put(&self, change: impl FnOnce(&mut Kept)) -> Result<(), StepError> {
+    /// Records a change of what is kept.
+    pub(super) async fn put(&self, change: impl FnOnce(&mut Kept)) -> Result<(), StepError> {
         let mut kept = lock(&self.sandbox.kept).clone();
         change(&mut kept);
         let record = SandboxRecord::new(self.sandbox, &kept);
@@ -247,8 +253,15 @@ impl<'a> Walk<'a> {
         if !own {
             return Ok(());
         }
-        let group = self.app.cgroups.group(&path);
-        blocking(move || group.create().map_err(at("make control group", &path))).await
+        let cgroups = self.app.cgroups.clone();
+        let (resources, overhead) = self.sandbox.resources();
+        blocking(move || {
+            cgroups.group(&path).create().map_err(at("make control group", &path))?;
+            let (resources, overhead) = (resources.unwrap_or_default(), overhead.unwrap_or_default());
+            limits::apply(&limits::of_pod(&cgroups, &path, &resources, &overhead))
+                .map_err(|error| StepError::Limit(Box::new(error)))
+        })
+        .await
     }
 
     async fn remove_cgroup(&self) -> Result<(), StepError> {

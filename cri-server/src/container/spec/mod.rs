@@ -16,6 +16,7 @@ use serde_json::json;
 use vaina_proto::cri::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig};
 
 pub use self::{devices::HostDevice, security::ALL as ALL_CAPABILITIES, user::ResolvedUser};
+pub(crate) use self::{process::check_oom_score, resources::limits};
 use crate::{
     error::{Classify, Kind},
     sandbox::PodFiles,

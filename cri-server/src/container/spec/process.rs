@@ -16,9 +16,7 @@ pub(super) fn process(input: &Input<'_>, capabilities: &Capabilities) -> Result<
         return Err(invalid("working_dir", format!("{working_dir:?} is not an absolute path")));
     }
     let mut oom_score_adj = input.resources().oom_score_adj;
-    if !(-1000..=1000).contains(&oom_score_adj) {
-        return Err(invalid("linux.resources.oom_score_adj", "is not between -1000 and 1000"));
-    }
+    check_oom_score(oom_score_adj)?;
     if let Some(lowest) = input.host.lowest_oom_score_adj {
         // Without CAP_SYS_RESOURCE nobody can go below where they are; a container that is killed a little earlier is
         // better than none.
@@ -48,6 +46,14 @@ pub(super) fn process(input: &Input<'_>, capabilities: &Capabilities) -> Result<
         process["apparmorProfile"] = profile.into();
     }
     Ok(process)
+}
+
+/// Whether the kernel takes it.
+pub(crate) fn check_oom_score(score: i64) -> Result<(), SpecError> {
+    if !(-1000..=1000).contains(&score) {
+        return Err(invalid("linux.resources.oom_score_adj", "is not between -1000 and 1000"));
+    }
+    Ok(())
 }
 
 /// As Kubernetes defines `command` and `args` over an image's entry point and command.

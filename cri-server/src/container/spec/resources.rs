@@ -1,13 +1,20 @@
 //! Resources: limits of the control group and its device rules.
 
 use serde_json::{Map, Value, json};
+use vaina_proto::cri::LinuxContainerResources;
 
-use super::{Input, SpecError, devices, invalid};
+use super::{Host, Input, SpecError, devices, invalid};
+use crate::limits::weight;
 
 pub(super) fn resources(input: &Input<'_>) -> Result<Value, SpecError> {
-    let limits = input.resources();
-    let mut resources = Map::new();
+    let mut resources = limits(&input.resources(), input.host)?;
     resources.insert("devices".to_owned(), devices::rules(input));
+    Ok(resources.into())
+}
+
+/// Limits as OCI runtimes take them, without device rules: also what an update of a running container consists of.
+pub(crate) fn limits(limits: &LinuxContainerResources, host: &Host) -> Result<Map<String, Value>, SpecError> {
+    let mut resources = Map::new();
 
     let mut cpu = Map::new();
     for (name, value) in [("shares", limits.cpu_shares), ("period", limits.cpu_period)] {
@@ -18,8 +25,8 @@ pub(super) fn resources(input: &Input<'_>) -> Result<Value, SpecError> {
             cpu.insert(name.to_owned(), value.into());
         }
     }
-    // -1 is "no limit".
-    if limits.cpu_quota != 0 {
+    // -1 is "no limit", as a new group has it. Of an old one we take it away ourselves, since crun can't on v1.
+    if limits.cpu_quota > 0 {
         cpu.insert("quota".to_owned(), limits.cpu_quota.into());
     }
     for (name, value) in [("cpus", &limits.cpuset_cpus), ("mems", &limits.cpuset_mems)] {
@@ -41,7 +48,7 @@ pub(super) fn resources(input: &Input<'_>) -> Result<Value, SpecError> {
                 "is memory and swap, so not below the memory",
             ));
         }
-        if input.host.has_swap_accounting {
+        if host.has_swap_accounting {
             // No word on swap means none: the sum of both is the memory.
             limit.insert("swap".to_owned(), if swap == 0 { memory } else { swap }.into());
         }
@@ -53,8 +60,15 @@ pub(super) fn resources(input: &Input<'_>) -> Result<Value, SpecError> {
         let pages: Vec<_> = pages.map(|page| json!({ "pageSize": page.page_size, "limit": page.limit })).collect();
         resources.insert("hugepageLimits".to_owned(), pages.into());
     }
-    if input.host.cgroup_v2 && !limits.unified.is_empty() {
-        resources.insert("unified".to_owned(), json!(limits.unified));
+    if host.cgroup_v2 {
+        let mut unified = limits.unified.clone();
+        if limits.cpu_shares > 0 {
+            // Runtimes differ in how they make a weight of shares.
+            unified.entry("cpu.weight".to_owned()).or_insert_with(|| weight(limits.cpu_shares).to_string());
+        }
+        if !unified.is_empty() {
+            resources.insert("unified".to_owned(), json!(unified));
+        }
     }
-    Ok(resources.into())
+    Ok(resources)
 }
