@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::{
-    Request, Status,
+    Request, Status, Streaming,
     transport::{Channel, Endpoint, Uri},
 };
 use vaina_proto::cri::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
 
-/// Both streams of an exec at their cap, and a little more. (The kubelet's own limit is 16 MiB.)
-const MESSAGE_LIMIT: usize = 40 << 20;
+/// What the kubelet and crictl take in one message.
+const MESSAGE_LIMIT: usize = 16 << 20;
 
 /// The two services of one endpoint.
 #[derive(Debug, Clone)]
@@ -26,6 +26,15 @@ macro_rules! unary {
     ($($(#[$doc:meta])* $service:ident.$name:ident($request:ident) -> $response:ident;)*) => {
         $($(#[$doc])*
         pub async fn $name(&self, request: cri::$request) -> Result<cri::$response, Status> {
+            self.$service.clone().$name(request).await.map(tonic::Response::into_inner)
+        })*
+    };
+}
+
+macro_rules! streams {
+    ($($(#[$doc:meta])* $service:ident.$name:ident($request:ident) -> $response:ident;)*) => {
+        $($(#[$doc])*
+        pub async fn $name(&self, request: cri::$request) -> Result<Streaming<cri::$response>, Status> {
             self.$service.clone().$name(request).await.map(tonic::Response::into_inner)
         })*
     };
@@ -70,6 +79,22 @@ impl Cri {
         runtime.list_containers(ListContainersRequest) -> ListContainersResponse;
         /// `ExecSync`.
         runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse;
+        /// `ContainerStats`.
+        runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
+        /// `ListContainerStats`.
+        runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+        /// `PodSandboxStats`.
+        runtime.pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
+        /// `ListPodSandboxStats`.
+        runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
+        /// `ListMetricDescriptors`.
+        runtime.list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+        /// `ListPodSandboxMetrics`.
+        runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
+        /// `UpdateContainerResources`.
+        runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+        /// `UpdatePodSandboxResources`.
+        runtime.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
         /// `Attach`.
         runtime.attach(AttachRequest) -> AttachResponse;
         /// `PullImage`.
@@ -80,6 +105,23 @@ impl Cri {
         images.image_status(ImageStatusRequest) -> ImageStatusResponse;
         /// `ImageFsInfo`.
         images.image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+    }
+
+    streams! {
+        /// `StreamPodSandboxes`.
+        runtime.stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse;
+        /// `StreamContainers`.
+        runtime.stream_containers(StreamContainersRequest) -> StreamContainersResponse;
+        /// `StreamContainerStats`.
+        runtime.stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse;
+        /// `StreamPodSandboxStats`.
+        runtime.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
+        /// `StreamPodSandboxMetrics`.
+        runtime.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
+        /// `GetContainerEvents`.
+        runtime.get_container_events(GetEventsRequest) -> ContainerEventResponse;
+        /// `StreamImages`.
+        images.stream_images(StreamImagesRequest) -> StreamImagesResponse;
     }
 
     /// `StopPodSandbox`.

@@ -7,6 +7,9 @@ mod logs;
 mod restart;
 mod sandbox;
 mod shared;
+mod stats;
+mod stream_lists;
+mod update;
 
 use tonic::{Code, Status};
 
