@@ -11,6 +11,8 @@
 //!
 //! A record that can't be read is answered as such, never skipped: its object exists, we only don't know how.
 
+mod reserve;
+
 use std::{
     error::Error,
     fs::File,
@@ -24,6 +26,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, debug_span};
 
+use self::reserve::{Reserve, with_reserve};
 use crate::error::{Classify, Kind};
 
 /// Layout of the database; raised together with an entry in [`MIGRATIONS`].
@@ -149,9 +152,7 @@ pub enum WriteError {
 impl Classify for WriteError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Database(rusqlite::Error::SqliteFailure(error, _)) if error.code == rusqlite::ErrorCode::DiskFull => {
-                Kind::ResourceExhausted
-            }
+            Self::Database(error) if reserve::is_full(error) => Kind::ResourceExhausted,
             Self::Database(_) | Self::Sync(_) => Kind::Internal,
             Self::Closed => Kind::Unavailable,
         }
@@ -174,7 +175,12 @@ impl Store {
             std::fs::create_dir_all(parent)
                 .map_err(|source| OpenError::Directory { path: parent.to_owned(), source })?;
         }
-        let connection = open_database(path)?;
+        let reserve = Reserve::open(path);
+        let connection = match open_database(path) {
+            // A full disk has many names while a database is opened.
+            Err(OpenError::Database { .. }) if reserve.give_up() => open_database(path)?,
+            opened => opened?,
+        };
         let log = log_path(path);
         let open_log = || -> std::io::Result<File> {
             let file = File::open(&log)?;
@@ -190,7 +196,7 @@ impl Store {
         let (syncs, sync_queue) = mpsc::channel();
         thread::Builder::new()
             .name("state-write".to_owned())
-            .spawn(move || write_loop(&connection, &queue))
+            .spawn(move || write_loop(&connection, &reserve, &queue))
             .map_err(OpenError::Thread)?;
         thread::Builder::new()
             .name("state-sync".to_owned())
@@ -287,29 +293,43 @@ fn open_database(path: &Path) -> Result<Connection, OpenError> {
 }
 
 /// Ends when the last [`Store`] is dropped. An answer that nobody waits for any more is not an error.
-fn write_loop(connection: &Connection, queue: &mpsc::Receiver<Job>) {
+fn write_loop(connection: &Connection, reserve: &Reserve, queue: &mpsc::Receiver<Job>) {
     for job in queue {
         match job {
-            Job::Put { table, key, version, body, done } => drop(
-                done.send(
+            Job::Put { table, key, version, body, done } => {
+                let put = || {
                     connection
                         .prepare_cached(
                             "INSERT OR REPLACE INTO record (kind, key, version, body) VALUES (?1, ?2, ?3, ?4)",
-                        )
-                        .and_then(|mut statement| statement.execute(params![table, key, version, body]))
-                        .map(drop),
-                ),
-            ),
-            Job::Delete { table, key, done } => drop(
-                done.send(
+                        )?
+                        .execute(params![table, key, version, body])
+                        .map(drop)
+                };
+                let is_known = || {
                     connection
-                        .prepare_cached("DELETE FROM record WHERE kind = ?1 AND key = ?2")
-                        .and_then(|mut statement| statement.execute(params![table, key]))
-                        .map(drop),
-                ),
-            ),
+                        .prepare_cached("SELECT 1 FROM record WHERE kind = ?1 AND key = ?2")?
+                        .exists(params![table, key])
+                };
+                let result = match put() {
+                    Err(error) if reserve::is_full(&error) && is_known().unwrap_or_default() => {
+                        with_reserve(reserve, connection, put)
+                    }
+                    result => result,
+                };
+                drop(done.send(result));
+            }
+            Job::Delete { table, key, done } => {
+                let delete = || {
+                    connection
+                        .prepare_cached("DELETE FROM record WHERE kind = ?1 AND key = ?2")?
+                        .execute(params![table, key])
+                        .map(drop)
+                };
+                drop(done.send(with_reserve(reserve, connection, delete)));
+            }
             Job::Load { table, done } => drop(done.send(load(connection, table))),
         }
+        reserve.fill();
     }
 }
 
