@@ -1,5 +1,5 @@
 //! What is there before a test and must be there after it, no more and no less: mounts, network namespace pins, links
-//! and addresses, nftables rules, cgroups, processes, files, and descriptors of the daemon.
+//! and addresses, nftables rules, cgroups, processes, files, image layers, and descriptors of the daemon.
 //!
 //! All is read from the kernel and never from the daemon, whose word is what is being checked.
 
@@ -25,6 +25,8 @@ pub struct Scope {
     pub directories: Vec<PathBuf>,
     /// Paths below them that may change.
     pub ignored: Vec<PathBuf>,
+    /// Image stores: their layers are compared by name, and what is being unpacked or deleted.
+    pub stores: Vec<PathBuf>,
     /// Whose descriptors are compared.
     pub daemon: Option<u32>,
 }
@@ -51,6 +53,11 @@ impl Snapshot {
         }
         for directory in &scope.directories {
             snapshot.files(directory, scope)?;
+        }
+        for store in &scope.stores {
+            for thing in image_store(store)? {
+                snapshot.add(thing);
+            }
         }
         if let Some(pid) = scope.daemon {
             snapshot.descriptors(pid)?;
@@ -176,6 +183,25 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// What an image store has on disk: complete layers and their short names, and whatever is in its staging and trash. The
+/// files of a complete layer are its own affair.
+pub fn image_store(root: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let algorithms = names(&root.join("layers"))?.into_iter().map(|name| format!("layers/{name}"));
+    for directory in algorithms.chain(["l", "staging", "trash"].map(ToOwned::to_owned)) {
+        found.extend(names(&root.join(&directory))?.into_iter().map(|name| format!("image store: {directory}/{name}")));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Names in a directory; none if it is not there.
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(Vec::new()) };
+    let name = |entry: std::io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+    entries.map(name).collect::<Result<_>>().with_context(|| format!("list {}", directory.display()))
 }
 
 /// A process that belongs to a node.

@@ -58,6 +58,8 @@ pub struct Options {
     pub config: Option<String>,
     /// The daemon is not started: the test does that, or needs none.
     pub without_daemon: bool,
+    /// Environment of the node's programs, beside the test's own.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Runs a test on a fresh node and ends it with the leak check.
@@ -232,6 +234,7 @@ impl Node {
             .args(arguments)
             .env("PATH", path)
             .env(ENVIRONMENT, &self.name)
+            .envs(self.options.environment.iter().cloned())
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());
         command
@@ -279,6 +282,23 @@ impl Node {
         let status = child.wait().context("wait for the daemon")?;
         ensure!(status.signal() == Some(9), "the daemon had ended by itself: {status}");
         Ok(())
+    }
+
+    /// The daemon's image store.
+    pub fn images(&self) -> PathBuf {
+        PathBuf::from("/var/lib/vaina/images")
+    }
+
+    /// Waits until the image store has on disk what [`leak::image_store`] found before, no more and no less: layers are
+    /// deleted behind the answer.
+    pub async fn check_images(&self, before: &[String]) -> Result<()> {
+        let mut last = Vec::new();
+        let same = wait::within("the image store is as before", LEAK_LIMIT, &mut async || {
+            last = leak::image_store(&self.images())?;
+            Ok((last == before).then_some(()))
+        })
+        .await;
+        same.with_context(|| format!("the image store had {before:#?} and has {last:#?}"))
     }
 
     /// `vaina image import`.
@@ -410,12 +430,13 @@ impl Node {
     /// Where this node's things are.
     pub fn scope(&self) -> Scope {
         let root = PathBuf::from("/var/lib/vaina");
-        let ignored = ["images", "state.db", "state.db-wal", "state.db-shm"];
+        let ignored = ["images", "state.db", "state.db-wal", "state.db-shm", "state.db-reserve"];
         Scope {
             cgroup_marks: [&self.name].into_iter().chain(&self.sandboxes).cloned().collect(),
             environment_mark: format!("{ENVIRONMENT}={}", self.name),
             directories: vec![PathBuf::from("/run"), root.clone()],
             ignored: ignored.iter().map(|name| root.join(name)).collect(),
+            stores: vec![self.images()],
             daemon: self.daemon.as_ref().map(Child::id),
         }
     }

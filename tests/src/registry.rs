@@ -2,14 +2,14 @@
 //! be made to do (token authentication without a token server, hanging, resetting, lying).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    path::Path,
+    net::{Shutdown, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -23,7 +23,8 @@ use nix::sys::socket::{setsockopt, sockopt::Linger};
 use crate::{
     http::{Head, Request, exchange, read_head},
     images::{Blob, Built, Index, push::Target},
-    wait,
+    node::run,
+    require, wait,
 };
 
 /// The user that registries with authentication know.
@@ -32,6 +33,36 @@ pub const USER: &str = "tester";
 pub const PASSWORD: &str = "secret";
 /// `htpasswd -nbBC 4 tester secret`.
 const HTPASSWD: &str = "tester:$2b$04$XALlm8oeL6qjoEJRN.WI2OP72HXGZKIg4lhuT./SDUYw/6ehDAlYe\n";
+
+/// What a server shows to prove who it is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The certificate of who signed it.
+    pub authority: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl Identity {
+    /// Makes one for 127.0.0.1, signed by an authority that nobody else knows.
+    pub fn make(directory: &Path) -> Result<Self> {
+        let openssl = require::tool("openssl", "openssl")?;
+        let path = |name: &str| directory.join(name);
+        let new = |name: &str, more: &[&str]| -> Result<()> {
+            let mut command = Command::new(&openssl);
+            command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]);
+            command.args(["-days", "2", "-subj", &format!("/CN=vaina test {name}")]).args(more);
+            command.arg("-keyout").arg(path(&format!("{name}.key"))).arg("-out").arg(path(&format!("{name}.pem")));
+            run(&mut command).map(drop)
+        };
+        new("authority", &[])?;
+        let authority = path("authority.pem");
+        let (signer, key) = (authority.to_string_lossy(), path("authority.key"));
+        let server = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+        new("server", &[&server[..], &["-CA", &signer, "-CAkey", &key.to_string_lossy()]].concat())?;
+        Ok(Self { certificate: path("server.pem"), key: path("server.key"), authority })
+    }
+}
 
 /// A running `docker-registry`.
 #[derive(Debug)]
@@ -44,6 +75,23 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// Starts one in `directory` on a port of 127.0.0.1 of this thread's network namespace.
     pub fn start(directory: &Path, port: u16, basic: bool) -> Result<Self> {
+        let registry = Self::spawn(directory, port, basic, None)?;
+        let address = registry.target.address.clone();
+        wait::blocking("docker-registry answers", STARTS, || {
+            exchange(&address, &Request::new("GET", "/v2/")).is_ok().then_some(())
+        })?;
+        Ok(registry)
+    }
+
+    /// Starts one that speaks https only. Our own pushes don't, so it serves what an earlier one left in `directory`.
+    pub fn start_tls(directory: &Path, port: u16, identity: &Identity) -> Result<Self> {
+        let registry = Self::spawn(directory, port, false, Some(identity))?;
+        let address = registry.target.address.clone();
+        wait::blocking("docker-registry listens", STARTS, || TcpStream::connect(&address).ok())?;
+        Ok(registry)
+    }
+
+    fn spawn(directory: &Path, port: u16, basic: bool, identity: Option<&Identity>) -> Result<Self> {
         let data = directory.join("data");
         fs::create_dir_all(&data).with_context(|| format!("create {}", data.display()))?;
         let auth = if basic {
@@ -53,12 +101,15 @@ impl DockerRegistry {
         } else {
             String::new()
         };
+        let tls = identity.map_or_else(String::new, |Identity { certificate, key, .. }| {
+            format!(", tls: {{ certificate: {}, key: {} }}", certificate.display(), key.display())
+        });
         let config = directory.join("registry.yml");
         let text = format!(
             "version: 0.1\n\
              log: {{ level: error, accesslog: {{ disabled: true }} }}\n\
              storage: {{ filesystem: {{ rootdirectory: {} }}, delete: {{ enabled: true }} }}\n\
-             http: {{ addr: '127.0.0.1:{port}' }}\n{auth}",
+             http: {{ addr: '127.0.0.1:{port}'{tls} }}\n{auth}",
             data.display()
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
@@ -72,12 +123,12 @@ impl DockerRegistry {
             .spawn()
             .context("start docker-registry (Debian package docker-registry)")?;
         let basic = basic.then(|| (USER.to_owned(), PASSWORD.to_owned()));
-        let registry = Self { child, target: Target { address: format!("127.0.0.1:{port}"), basic } };
-        let address = registry.target.address.clone();
-        wait::blocking("docker-registry answers", Duration::from_secs(20), || {
-            exchange(&address, &Request::new("GET", "/v2/")).is_ok().then_some(())
-        })?;
-        Ok(registry)
+        Ok(Self { child, target: Target { address: format!("127.0.0.1:{port}"), basic } })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// `host:port/repository:tag`.
@@ -112,6 +163,9 @@ pub enum Manner {
     Broken,
 }
 
+/// How long a registry may take to start.
+const STARTS: Duration = Duration::from_secs(20);
+
 /// A read-only registry in this process.
 #[derive(Debug)]
 pub struct FakeRegistry {
@@ -127,6 +181,11 @@ struct Shared {
     stopped: AtomicBool,
     content: Mutex<BTreeMap<String, Blob>>,
     requests: Mutex<Vec<String>>,
+    /// Digests of which only the first half is served.
+    held: Mutex<BTreeSet<String>>,
+    released: Condvar,
+    /// Those that live, so that they can be ended.
+    connections: Mutex<BTreeMap<usize, TcpStream>>,
 }
 
 /// The token that the token server hands out.
@@ -143,16 +202,23 @@ impl FakeRegistry {
             stopped: AtomicBool::new(false),
             content: Mutex::default(),
             requests: Mutex::default(),
+            held: Mutex::default(),
+            released: Condvar::new(),
+            connections: Mutex::default(),
         });
         let for_thread = Arc::clone(&shared);
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for (number, stream) in listener.incoming().flatten().enumerate() {
                 if for_thread.stopped.load(Ordering::Acquire) {
                     return;
                 }
                 let shared = Arc::clone(&for_thread);
-                // A broken connection is the client's affair, and part of some tests.
-                thread::spawn(move || drop(shared.serve(stream)));
+                lock(&shared.connections).extend(stream.try_clone().map(|stream| (number, stream)));
+                thread::spawn(move || {
+                    // A broken connection is the client's affair, and part of some tests.
+                    drop(shared.serve(stream));
+                    lock(&shared.connections).remove(&number);
+                });
             }
         });
         Ok(Self { address, shared })
@@ -182,9 +248,31 @@ impl FakeRegistry {
         self.put(format!("/v2/{repository}/manifests/{tag}"), &blob)
     }
 
+    /// Serves other bytes under the digest of a blob, as a broken disk or proxy would.
+    pub fn replace(&self, repository: &str, blob: &Blob, bytes: &[u8]) -> Result<()> {
+        let other = Blob { bytes: bytes.to_vec(), ..blob.clone() };
+        self.put(format!("/v2/{repository}/blobs/{}", blob.digest), &other)
+    }
+
+    /// Serves only the first half of the blob or manifest with this digest, until [`release`](Self::release).
+    pub fn hold(&self, digest: &str) {
+        lock(&self.shared.held).insert(digest.to_owned());
+    }
+
+    /// Serves the other halves too.
+    pub fn release(&self) {
+        lock(&self.shared.held).clear();
+        self.shared.released.notify_all();
+    }
+
     /// The requests so far, as `METHOD path`.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
+    }
+
+    /// How many GET requests had this in their path.
+    pub fn count(&self, part: &str) -> usize {
+        self.requests().iter().filter(|request| request.starts_with("GET ") && request.contains(part)).count()
     }
 
     fn add_image(&self, repository: &str, image: &Built) -> Result<()> {
@@ -205,6 +293,11 @@ impl FakeRegistry {
 impl Drop for FakeRegistry {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Release);
+        self.release();
+        // A client keeps connections for later; they are of no use to it now.
+        for connection in lock(&self.shared.connections).values() {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
         // Wakes the listener so that it sees the flag.
         let _ = TcpStream::connect(&self.address);
     }
@@ -255,6 +348,14 @@ impl Shared {
                         half(&mut stream, &headers, &blob.bytes)?;
                         return reset(&stream);
                     }
+                    let is_held = |held: &mut BTreeSet<String>| held.contains(&blob.digest);
+                    if head.method == "GET" && is_held(&mut lock(&self.held)) {
+                        half(&mut stream, &headers, &blob.bytes)?;
+                        let held = self.released.wait_while(lock(&self.held), is_held);
+                        drop(held.unwrap_or_else(PoisonError::into_inner));
+                        stream.write_all(&blob.bytes[blob.bytes.len() / 2..])?;
+                        continue;
+                    }
                     answer(&mut stream, &head, "200 OK", &headers, &blob.bytes)?;
                 }
             }
@@ -302,5 +403,5 @@ fn reset(stream: &TcpStream) -> Result<()> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,15 @@
 //! End-to-end tests: the real daemon, the real shim, real containers, over the real socket. Each test has a node of its
 //! own and ends with the comparison of what is there before and after; see `vaina_tests::node`.
 
+mod bad_archive;
+mod bad_input;
 mod container;
 mod daemon;
+mod image;
+mod image_content;
+mod image_crash;
 mod logs;
+mod pull;
 mod restart;
 mod sandbox;
 mod shared;
