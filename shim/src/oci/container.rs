@@ -28,6 +28,7 @@ use vaina_sys::{
 };
 
 use super::OciError;
+use crate::spans;
 
 /// How long a killed container may take to be empty; longer than that it hangs in the kernel.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -250,14 +251,18 @@ impl Container {
         if let Ok(group) = self.group() {
             let failed = |source| OciError::Remove { what: "control group", source };
             if group.exists() {
+                let killing = spans::start("kill", &self.id);
                 self.thaw();
                 if !group.kill(KILL_LIMIT).map_err(failed)? {
                     let left = group.pids().unwrap_or_default();
                     return Err(OciError::State(format!("processes {left:?} do not end after SIGKILL")));
                 }
+                drop(killing);
+                let _span = spans::start("remove control group", &self.id);
                 remove_group(&group).map_err(failed)?;
             }
         }
+        let _span = spans::start("remove state", &self.id);
         if let Some(inner) = &mut self.inner {
             // Its group is gone; what is left for the library are the hooks and its directory.
             inner.state.pid = None;

@@ -14,11 +14,11 @@ use crate::{reaper::now, spans};
 
 /// The phase that an event begins, by the start of its message; nothing to begin none.
 const BEGINNINGS: &[(&str, &str)] = &[
-    ("cgroup manager", "control groups"),
+    ("cgroup manager", "join control groups"),
+    ("Apply", "limits of control groups"),
     // Told by the intermediate process after it has forked the init.
     ("sending init pid", ""),
     ("prepare rootfs", "prepare root file system"),
-    ("mounting", "mount"),
     ("initialize_seccomp", "seccomp filter"),
     ("close_range", "privileges"),
 ];
@@ -62,14 +62,15 @@ impl Milestones {
     pub(super) fn told(&self, message: &str) {
         if message.starts_with(DONE) {
             self.begin("read-only and masked paths");
-        } else if let Some((_, name)) = BEGINNINGS.iter().find(|(start, _)| message.starts_with(start)) {
-            match target(message) {
-                Some(target) if Path::new(target) == self.last => {
-                    self.begin(&format!("mount {target}, devices, change of root"));
-                }
-                Some(target) if *name == "mount" => self.begin(&format!("mount {target}")),
-                _ => self.begin(name),
+        } else if let Some(target) = mounted(message) {
+            if target.starts_with("/sys/fs/cgroup/") {
+                // A part of what has begun: one of the hierarchies of version 1.
+                return;
             }
+            let more = if Path::new(target) == self.last { ", devices, change of root" } else { "" };
+            self.begin(&format!("mount {target}{more}"));
+        } else if let Some((_, name)) = BEGINNINGS.iter().find(|(start, _)| message.starts_with(start)) {
+            self.begin(name);
         }
     }
 
@@ -92,8 +93,8 @@ impl Milestones {
 }
 
 /// Where something is mounted, from the Debug form of a mount.
-fn target(message: &str) -> Option<&str> {
-    message.split_once("destination: \"")?.1.split('"').next()
+fn mounted(message: &str) -> Option<&str> {
+    message.strip_prefix("mounting Mount ")?.split_once("destination: \"")?.1.split('"').next()
 }
 
 #[cfg(test)]
@@ -112,7 +113,11 @@ mod tests {
         assert_eq!(name().as_deref(), Some("mount /proc"));
         let started = milestones.current.lock().unwrap().as_ref().unwrap().started;
         milestones.told("mounting cgroup v1 filesystem");
-        assert_eq!(name().as_deref(), Some("mount"));
+        assert_eq!(name().as_deref(), Some("mount /proc"));
+        milestones.told("mounting Mount { destination: \"/sys\", typ: Some(\"sysfs\") }");
+        assert_eq!(name().as_deref(), Some("mount /sys"));
+        milestones.told("mounting Mount { destination: \"/sys/fs/cgroup/cpu\", typ: Some(\"bind\") }");
+        assert_eq!(name().as_deref(), Some("mount /sys"));
         assert!(milestones.current.lock().unwrap().as_ref().unwrap().started >= started);
         milestones.told("mounting Mount { destination: \"/etc/hosts\", typ: Some(\"bind\") }");
         assert_eq!(name().as_deref(), Some("mount /etc/hosts, devices, change of root"));
