@@ -76,6 +76,13 @@ demo: build ## Runs a pod on this machine and shows, checked, what a pod is (roo
 	$(CARGO) build $(LOCKED) --release -p vaina-tests --bin vaina-demo --bin vaina-probe
 	VAINA_BIN=$(RELEASE_VAINA) $(OUT)/release/vaina-demo examples/web-and-puller.yaml
 
+# === the profile ===
+
+.PHONY: profile
+profile: build ## Where the time of a pod's start and end goes, as pictures in docs/ (root)
+	$(CARGO) build $(LOCKED) --release -p vaina-tests --bin vaina-profile --bin vaina-probe
+	VAINA_BIN=$(RELEASE_VAINA) $(OUT)/release/vaina-profile --out docs
+
 # === tests ===
 
 .PHONY: fmt

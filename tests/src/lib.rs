@@ -13,6 +13,7 @@ pub mod http;
 pub mod images;
 pub mod leak;
 pub mod node;
+pub mod profile;
 pub mod registry;
 pub mod require;
 pub mod wait;

@@ -15,6 +15,7 @@ mod sandbox;
 mod shared;
 mod stats;
 mod stream_lists;
+mod telemetry;
 mod update;
 
 use tonic::{Code, Status};
