@@ -2,21 +2,21 @@
 //!
 //! | name | what |
 //! | --- | --- |
-//! | `lock` | held by the runner while it lives: nobody else ends or removes the pod meanwhile |
 //! | `pod.json` | the manifest and where its logs are |
 //! | `stop.json` | written once the pod is to end: it is Terminating, and by when |
 //! | `waiting.json` | containers that wait for their back-off, for `vaina ps` |
 //! | `volumes/`, `messages/`, `etc-hosts` | what the containers mount |
 //!
-//! The directory is there before any of the pod's things and goes after all of them, so whoever finds one that nobody
-//! holds knows what to take away. It is below the root and not below the state directory: volumes are on disk, and what
+//! Its runner has the directory locked while it lives, and nobody else ends or removes the pod meanwhile. (The directory
+//! itself: a file for that would be made anew by one who looks while it is being removed.) The directory is there before
+//! any of the pod's things and goes after all of them, so whoever finds one that nobody holds knows what to take away. It is below the root and not below the state directory: volumes are on disk, and what
 //! is left of them after a reboot must be found too.
 
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io::{self, Read as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -114,12 +114,12 @@ pub(super) struct PodDirectory {
 }
 
 impl PodDirectory {
-    /// Becomes the one who may end the pod; `None` while its runner lives.
+    /// Becomes the one who may end the pod; `None` while its runner lives, `NotFound` when it is gone.
     pub(super) fn hold(mut self) -> io::Result<Option<Self>> {
-        let file = lock_file(&self.path.join("lock"))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let directory = File::open(&self.path)?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
-                self.lock = Some(file);
+                self.lock = Some(directory);
                 Ok(Some(self))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -349,10 +349,6 @@ pub(super) fn new_uid() -> io::Result<String> {
     Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
 }
 
-fn lock_file(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).write(true).mode(0o600).open(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,9 +394,12 @@ mod tests {
         assert_eq!(held.read_message("a", 3, 4096), "last words");
         let logs = log_directory(&dir.path().join("logs"), Identity::of(&record.pod));
         fs::create_dir_all(logs.join("a")).unwrap();
+        let late = held.other();
         held.remove().unwrap();
         held.remove().unwrap();
         assert!(!held.exists() && !logs.exists());
+        assert_eq!(late.hold().unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(pods.list().unwrap().is_empty());
     }
 
     #[test]

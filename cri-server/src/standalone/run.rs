@@ -1,6 +1,6 @@
 //! `vaina run POD.yaml…`: pods in the foreground, from their manifests to their ends.
 
-use std::{fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
@@ -186,7 +186,12 @@ async fn reserve(context: &Context, manifests: Vec<Pod>) -> Result<Vec<(Pod, Pod
             })
         };
         let is_ending = directory.stop().is_some();
-        match directory.hold().map_err(RunError::Hold)? {
+        let held = match directory.hold() {
+            // Its runner has just removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            held => held.map_err(RunError::Hold)?,
+        };
+        match held {
             None => {
                 if let Some(error) = exists(if is_ending { "ends" } else { "runs" }) {
                     return Err(error);
