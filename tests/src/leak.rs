@@ -21,6 +21,8 @@ pub struct Scope {
     pub cgroup_marks: Vec<String>,
     /// A process belongs to the node if its environment contains this.
     pub environment_mark: String,
+    /// A process belongs to the node if it is in the mount namespace of the thread that looks.
+    pub whole_namespace: bool,
     /// Directories whose files are compared.
     pub directories: Vec<PathBuf>,
     /// Paths below them that may change.
@@ -63,6 +65,16 @@ impl Snapshot {
             snapshot.descriptors(pid)?;
         }
         Ok(snapshot)
+    }
+
+    /// How many things there are.
+    pub fn len(&self) -> usize {
+        self.things.values().sum()
+    }
+
+    /// Whether there is nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.things.is_empty()
     }
 
     /// What is in `after` and not here (`+`), and the other way round (`-`).
@@ -223,7 +235,8 @@ pub fn processes(scope: &Scope) -> Result<Vec<Process>> {
         let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
         let mark = scope.environment_mark.as_bytes();
         let marked = |file: &str, mark: &[u8]| read(file).windows(mark.len()).any(|window| window == mark);
-        let ours = fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|other| other == namespace)
+        let is_inside = || fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|other| other == namespace);
+        let ours = (scope.whole_namespace && is_inside())
             || marked("environ", mark)
             || scope.cgroup_marks.iter().any(|mark| marked("cgroup", mark.as_bytes()));
         if pid == std::process::id() || !ours {

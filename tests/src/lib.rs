@@ -2,8 +2,9 @@
 //!
 //! A [`node::Node`] is a machine of its own as far as the kernel allows it without a virtual one: own mount and network
 //! namespaces, own `/run` and `/var/lib`, and a real `vaina serve` in it. Tests talk to it through [`client`] with configs
-//! from [`build`], disturb it with [`disturb`], wait with [`wait`], and end with the comparison of [`leak`]. [`images`]
-//! makes what they run, [`registry`] serves it. [`guest`] is a whole machine, for what namespaces can't show.
+//! from [`build`], or run commands with [`running`], disturb it with [`disturb`], wait with [`wait`], and end with the
+//! comparison of [`leak`]. [`images`] makes what they run, [`registry`] serves it. [`guest`] is a whole machine, for what
+//! namespaces can't show.
 
 pub mod build;
 pub mod client;
@@ -17,3 +18,4 @@ pub mod profile;
 pub mod registry;
 pub mod require;
 pub mod wait;
+pub mod running;

@@ -1,5 +1,5 @@
 //! A node for one test: a thread in mount and network namespaces of its own, with an own `/run` (tmpfs) and `/var/lib`
-//! (a directory of the test), and a real `vaina serve` with its defaults in them.
+//! and `/var/log` (directories of the test), and a real `vaina serve` with its defaults in them.
 //!
 //! So tests run beside each other and beside whatever else the machine does, and the comparison of [`leak`] may look at
 //! the whole mount table, all links and the whole nft ruleset. PIDs and cgroups are the machine's; what belongs to the
@@ -36,6 +36,7 @@ use crate::{
     images::{self, Flavour, archive, layer::Compression},
     leak::{self, Scope, Snapshot},
     require::{self, Programs},
+    running::{Ended, Running},
     wait,
 };
 
@@ -44,6 +45,9 @@ pub const IMAGE: &str = "vaina.test/base:1";
 
 /// The default socket of the daemon, inside the node.
 pub const SOCKET: &str = "/run/vaina/vaina.sock";
+
+/// Where `vaina run` has the logs of pods, inside the node.
+pub const LOGS: &str = "/var/log/pods";
 
 /// How long the daemon may take to serve, and to end.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);
@@ -127,8 +131,9 @@ impl Node {
         require::tool("nft", "nftables")?;
         let directory = tempfile::Builder::new().prefix("vaina-e2e-").tempdir().context("make the node's directory")?;
         let name = directory.path().file_name().context("name the node")?.to_string_lossy().into_owned();
-        let lib = directory.path().join("lib");
-        fs::create_dir(&lib).context("make the node's /var/lib")?;
+        for own in ["lib", "log/pods"] {
+            fs::create_dir_all(directory.path().join(own)).with_context(|| format!("make the node's /var/{own}"))?;
+        }
 
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).context("unshare the namespaces of the node")?;
         let none: Option<&str> = None;
@@ -137,7 +142,11 @@ impl Node {
             mount(none, "/", none, MsFlags::MS_REC | flags, none).context("set the propagation of /")?;
         }
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).context("mount /run")?;
-        mount(Some(&lib), "/var/lib", none, MsFlags::MS_BIND, none).context("mount /var/lib")?;
+        for own in ["lib", "log"] {
+            let (source, target) = (directory.path().join(own), Path::new("/var").join(own));
+            mount(Some(&source), &target, none, MsFlags::MS_BIND, none)
+                .with_context(|| format!("mount {}", target.display()))?;
+        }
         run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
 
         let node = Self {
@@ -162,6 +171,18 @@ impl Node {
     pub async fn boot(&mut self) -> Result<()> {
         self.start_daemon().await?;
         self.import(base_archive()?)?;
+        self.remember()
+    }
+
+    /// As [`boot`](Self::boot) without a daemon: a command that became one meanwhile has left what a daemon leaves.
+    pub fn furnish(&mut self) -> Result<()> {
+        self.furnish_with(IMAGE)
+    }
+
+    /// As [`furnish`](Self::furnish), with the same image under another name.
+    pub fn furnish_with(&mut self, name: &str) -> Result<()> {
+        let archive = base_archive()?.to_string_lossy();
+        run(&mut self.vaina(&["image", "import", "--name", name, &archive]))?;
         self.remember()
     }
 
@@ -238,6 +259,51 @@ impl Node {
             .env_remove("RUST_LOG")
             .stdin(Stdio::null());
         command
+    }
+
+    /// A `vaina` command in this node that goes on.
+    pub fn running(&self, arguments: &[&str]) -> Result<Running> {
+        Running::start(&mut self.vaina(arguments))
+    }
+
+    /// A `vaina` command in this node, to its end.
+    pub async fn ended(&self, arguments: &[&str]) -> Result<Ended> {
+        self.running(arguments)?.end().await
+    }
+
+    /// Writes the manifest of a pod; JSON is YAML.
+    pub fn manifest(&self, name: &str, spec: &serde_json::Value) -> Result<String> {
+        let pod = serde_json::json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name }, "spec": spec });
+        self.file(&format!("{name}.yaml"), &serde_json::to_string_pretty(&pod)?)
+    }
+
+    /// Writes a file of the test's own and answers its path.
+    pub fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+
+    /// `vaina run` of pods that stay until they are stopped: answers once all have a sandbox, whoever is the daemon.
+    pub async fn run_manifests(&mut self, arguments: &[&str], pods: usize) -> Result<Running> {
+        let running = self.running(&[&["run"], arguments].concat())?;
+        self.await_sandboxes(&running, pods).await?;
+        Ok(running)
+    }
+
+    /// Waits until so many pods of a run have a sandbox, and notes them.
+    pub async fn await_sandboxes(&mut self, running: &Running, pods: usize) -> Result<()> {
+        running.wait_for_times("s Sandbox: ", pods).await?;
+        self.note_sandboxes().await
+    }
+
+    /// Notes all sandboxes of the daemon that runs, also inside a command.
+    pub async fn note_sandboxes(&mut self) -> Result<()> {
+        let cri = Cri::connect(Path::new(SOCKET)).await.context("connect to the daemon")?;
+        for sandbox in cri.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.items {
+            self.note_sandbox(&sandbox.id);
+        }
+        Ok(())
     }
 
     /// Starts the daemon and waits until it serves.
@@ -434,7 +500,8 @@ impl Node {
         Scope {
             cgroup_marks: [&self.name].into_iter().chain(&self.sandboxes).cloned().collect(),
             environment_mark: format!("{ENVIRONMENT}={}", self.name),
-            directories: vec![PathBuf::from("/run"), root.clone()],
+            whole_namespace: true,
+            directories: vec![PathBuf::from("/run"), PathBuf::from(LOGS), root.clone()],
             ignored: ignored.iter().map(|name| root.join(name)).collect(),
             stores: vec![self.images()],
             daemon: self.daemon.as_ref().map(Child::id),
