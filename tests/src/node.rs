@@ -669,9 +669,11 @@ fn base_archive() -> Result<&'static Path> {
 }
 
 fn remove_cgroup_parents(name: &str) {
-    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
-    for hierarchy in hierarchies.flatten() {
-        let parent = hierarchy.path().join(name);
+    let root = Path::new("/sys/fs/cgroup");
+    let Ok(hierarchies) = fs::read_dir(root) else { return };
+    // The one hierarchy of v2, or those of v1.
+    for hierarchy in hierarchies.flatten().map(|entry| entry.path()).chain([root.to_owned()]) {
+        let parent = hierarchy.join(name);
         for pod in fs::read_dir(&parent).into_iter().flatten().flatten() {
             let _ = fs::remove_dir(pod.path());
         }
