@@ -137,6 +137,34 @@ critest-full: deps cgroups shim critest-tools ## The same over SPDY and WebSocke
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --features full-conformance --test conformance -- --nocapture --test-threads 1 $(TESTS) 2>&1 | tee -a $(LOG)
 
+# === the guest node ===
+
+VM_DEBS := qemu-system-x86 qemu-utils debootstrap debian-archive-keyring e2fsprogs util-linux
+GROUPS := guest e2e-cgroup2
+GUEST := $(OUT)/guest/vaina-guest
+
+.PHONY: vm-programs
+vm-programs: deps shim
+	@$(call debs,$(VM_DEBS))
+	$(CARGO) build $(LOCKED) --profile guest -p vaina-cri-server
+	$(CARGO) build $(LOCKED) --profile guest -p vaina-tests --bins
+
+.PHONY: test-vm
+test-vm: LOG := target/vm/test.log
+test-vm: export VAINA_BIN = $(abspath $(OUT)/guest/vaina)
+# The guest's processor is emulated.
+test-vm: export VAINA_TEST_PATIENCE ?= 10
+test-vm: export CARGO := $(CARGO)
+test-vm: vm-programs ## Groups of tests in a Debian guest with systemd and cgroup v2: GROUPS="e2e-cgroup2" (root)
+	@mkdir -p target/vm && : > $(LOG)
+	$(GUEST) test $(GROUPS) --results target/vm -- $(TESTS) 2>&1 | tee -a $(LOG)
+	@$(call summary)
+
+.PHONY: vm-shell
+vm-shell: ## A root shell in the guest that GROUP="e2e-cgroup2" has left (root)
+	@[ -x $(GUEST) ] || { echo "no group has run yet: make test-vm" >&2; exit 1; }
+	$(GUEST) shell target/vm/$(or $(GROUP),e2e-cgroup2)
+
 .PHONY: test
 test: ## Everything that must pass before a change lands (root)
 	@mkdir -p target && : > $(LOG)

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 /// The programs under test.
 #[derive(Debug, Clone)]
@@ -22,20 +22,26 @@ pub fn programs() -> Result<Programs> {
     Ok(Programs { vaina: program("VAINA_BIN", "vaina")?, shim: program("VAINA_SHIM", "containerd-shim-vaina-v1")? })
 }
 
-fn program(variable: &str, name: &str) -> Result<PathBuf> {
+/// A program by an environment variable, or beside the test.
+pub fn program(variable: &str, name: &str) -> Result<PathBuf> {
     if let Some(path) = env::var_os(variable) {
         let path = PathBuf::from(path);
         ensure!(path.exists(), "{variable}={} does not exist", path.display());
         return path.canonicalize().with_context(|| format!("canonicalize {}", path.display()));
     }
+    beside(name)?.with_context(|| format!("{name} is not built: run `make e2e`, or set {variable}"))
+}
+
+/// A program beside the one that runs, or where cargo puts programs beside its test programs.
+pub fn beside(name: &str) -> Result<Option<PathBuf>> {
     let this = env::current_exe().context("find this program")?;
     let directory = this.parent().context("find this program's directory")?;
     for candidate in [directory.join(name), directory.join("..").join(name)] {
         if candidate.exists() {
-            return Ok(candidate.canonicalize()?);
+            return Ok(Some(candidate.canonicalize()?));
         }
     }
-    bail!("{name} is not built: run `make e2e`, or set {variable}")
+    Ok(None)
 }
 
 /// Fails unless this process may make namespaces and mounts.

@@ -1,6 +1,7 @@
 //! What the host and the guest's agent say to each other: one JSON value a line over a virtio-serial port.
 
 use std::{
+    collections::BTreeMap,
     fs::OpenOptions,
     io::{BufRead as _, BufReader, Write},
     os::unix::process::ExitStatusExt as _,
@@ -11,15 +12,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 
 /// Host to guest: run a program.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
-    /// Counts the requests of one boot.
-    pub id: u64,
     /// Program and arguments.
     pub argv: Vec<String>,
+    /// Variables beside `HOME` and `PATH`.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// Guest to host.
@@ -32,8 +34,8 @@ pub enum Reply {
     },
     /// A piece of stdout or stderr, in the order of arrival.
     Output {
-        /// Raw bytes.
-        data: Vec<u8>,
+        /// Raw bytes, in base64.
+        data: String,
     },
     /// The program ended.
     Exit {
@@ -83,6 +85,7 @@ fn run(request: &Request, writer: &Mutex<impl Write + Send>) -> Result<Reply> {
         .args(arguments)
         .env("HOME", "/root")
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .envs(&request.environment)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -103,7 +106,8 @@ fn run(request: &Request, writer: &Mutex<impl Write + Send>) -> Result<Reply> {
 fn pump(mut pipe: impl std::io::Read, writer: &Mutex<impl Write>) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-        if send(writer, &Reply::Output { data: buffer[..count].to_vec() }).is_err() {
+        let data = BASE64_STANDARD.encode(&buffer[..count]);
+        if send(writer, &Reply::Output { data }).is_err() {
             return;
         }
     }
