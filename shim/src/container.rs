@@ -4,9 +4,12 @@
 //! (bounded) and the OOM counter is read. Changes of one container come one after the other; looking never waits for them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,6 +23,7 @@ use vaina_sys::cgroup::{Group, Hierarchies};
 
 use crate::{
     error::{Result, ShimError, Step as _},
+    family,
     io::stdio::{self, ConsoleSocket, Pumps, Triple},
     mount::RootfsMount,
     process::{Phase, Process, Stdio},
@@ -30,6 +34,9 @@ use crate::{
 
 /// How long what is killed may take to be gone before the exit is told without it.
 const SWEEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether an exec has forked while it was being signalled.
+const FORK_ROUNDS: usize = 8;
 
 /// What a container is made from.
 pub(crate) struct Create {
@@ -65,6 +72,8 @@ pub(crate) struct Exec {
     pub(crate) process: Arc<Process>,
     /// OCI process, JSON.
     spec: Vec<u8>,
+    /// The process group that it was started in; 0 before.
+    group: AtomicU32,
 }
 
 /// A running stop clock.
@@ -248,7 +257,8 @@ impl Container {
         if execs.contains_key(exec_id) {
             return Err(ShimError::AlreadyExists { what: "exec", id: exec_id.to_owned() });
         }
-        execs.insert(exec_id.to_owned(), Arc::new(Exec { process: Arc::new(Process::new(stdio)), spec }));
+        let exec = Exec { process: Arc::new(Process::new(stdio)), spec, group: AtomicU32::new(0) };
+        execs.insert(exec_id.to_owned(), Arc::new(exec));
         Ok(())
     }
 
@@ -270,7 +280,7 @@ impl Container {
                 let this = Arc::clone(self);
                 tokio::spawn(async move {
                     let exit = child.wait().await;
-                    this.kill_session(pid, Signal::SIGKILL);
+                    this.sweep_exec(&exec, pid).await;
                     exec.process.readers().drain().await;
                     let report = report(exit);
                     exited(pid, &report);
@@ -313,6 +323,7 @@ impl Container {
         let _ = std::fs::remove_file(&pid_file);
         let child = self.reaper.claim(made?);
         drop(keep);
+        exec.group.store(child.group, Ordering::Relaxed);
         if let Some(console) = console {
             self.connect_terminal(&exec.process, &console, None).await?;
         }
@@ -338,24 +349,41 @@ impl Container {
         }
         let pid = pid.ok_or_else(finished)?;
         if all {
-            self.signal_session(pid, signal).map_err(failed)?;
+            // Before their leader: the children of one that is gone are nobody's.
+            self.signal_family(&*self.exec(exec_id)?, pid, signal).map_err(failed)?;
         }
         send(pid, signal).map_err(failed)
     }
 
-    /// Signals all processes of an exec: the OCI runtime gives each a session of its own.
-    fn signal_session(&self, leader: u32, signal: i32) -> std::io::Result<()> {
-        let Some(group) = &self.group else { return Ok(()) };
-        for pid in group.pids()? {
-            if pid != leader && session(pid) == Some(leader) {
-                send(pid, signal)?;
+    /// Signals all processes of an exec but its leader; answers whether there were any.
+    fn signal_family(&self, exec: &Exec, leader: u32, signal: i32) -> std::io::Result<bool> {
+        let Some(group) = &self.group else { return Ok(false) };
+        let mut signalled = BTreeSet::new();
+        // Some may have forked meanwhile. A few rounds, since what a signal makes them start is no end in itself.
+        for _ in 0..FORK_ROUNDS {
+            let members = family::members(&group.pids()?, leader, exec.group.load(Ordering::Relaxed));
+            let new: Vec<_> = members.difference(&signalled).copied().collect();
+            if new.is_empty() {
+                break;
             }
+            for pid in &new {
+                send(*pid, signal)?;
+            }
+            signalled.extend(new);
         }
-        Ok(())
+        Ok(!signalled.is_empty())
     }
 
-    fn kill_session(&self, leader: u32, signal: Signal) {
-        let _ = self.signal_session(leader, signal as i32);
+    /// Kills what an exec has left and waits until it is gone.
+    async fn sweep_exec(&self, exec: &Exec, leader: u32) {
+        let deadline = Instant::now() + SWEEP_LIMIT;
+        let mut pause = Duration::from_micros(500);
+        while let Ok(true) = self.signal_family(exec, leader, Signal::SIGKILL as i32)
+            && Instant::now() < deadline
+        {
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
     }
 
     /// Sends a signal (0 for none) and arms the clock at whose end everything is killed. A further call can only shorten it.
@@ -496,13 +524,6 @@ fn send(pid: u32, signal: i32) -> std::io::Result<()> {
     }
 }
 
-/// The session that a process is in.
-fn session(pid: u32) -> Option<u32> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the name: state, parent, process group, session.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
-}
-
 /// The cgroup that the container has for itself: as its configuration says, or where its init is.
 fn group_of(bundle: &Path, pid: u32) -> Option<Group> {
     let configured = || -> Option<PathBuf> {
@@ -543,11 +564,5 @@ mod tests {
         assert_eq!(cgroup_path("5:devices:/a\n4:memory:/b\n0::/\n"), Some("/b".into()));
         assert_eq!(cgroup_path("0::/kubepods/x\n"), Some("/kubepods/x".into()));
         assert_eq!(cgroup_path(""), None);
-    }
-
-    #[test]
-    fn the_session_of_a_process_is_read() {
-        let own = session(std::process::id()).unwrap();
-        assert!(own > 0);
     }
 }

@@ -10,6 +10,7 @@ mod bootstrap;
 mod container;
 mod error;
 mod events;
+mod family;
 mod init;
 mod io;
 mod log;

@@ -22,6 +22,8 @@ use tokio::{
     sync::watch,
 };
 
+use crate::family;
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -49,6 +51,8 @@ pub(crate) fn now() -> i64 {
 #[derive(Debug, Clone)]
 pub(crate) struct Child {
     pub(crate) pid: u32,
+    /// The process group that it was in when it was claimed, or when it ended before that.
+    pub(crate) group: u32,
     exit: watch::Receiver<Option<Exit>>,
 }
 
@@ -72,8 +76,8 @@ impl Child {
 #[derive(Default)]
 struct Table {
     waited: HashMap<u32, watch::Sender<Option<Exit>>>,
-    /// Exits that came while a runtime was at work and nobody knew the pid.
-    unclaimed: HashMap<u32, Exit>,
+    /// Exits that came while a runtime was at work and nobody knew the pid, and the process groups of these.
+    unclaimed: HashMap<u32, (Exit, u32)>,
     runtimes: usize,
 }
 
@@ -100,11 +104,15 @@ impl Reaper {
     pub(crate) fn claim(&self, pid: u32) -> Child {
         let mut table = self.table();
         let known = table.unclaimed.remove(&pid);
-        let (sender, exit) = watch::channel(known);
-        if known.is_none() {
-            table.waited.insert(pid, sender);
-        }
-        Child { pid, exit }
+        let (sender, exit) = watch::channel(known.map(|(exit, _)| exit));
+        let group = match known {
+            Some((_, group)) => group,
+            None => {
+                table.waited.insert(pid, sender);
+                family::group(pid).unwrap_or(pid)
+            }
+        };
+        Child { pid, group, exit }
     }
 
     /// Has the exits of unknown pids kept until the answer is dropped.
@@ -116,7 +124,15 @@ impl Reaper {
     /// Collects every child that has ended.
     fn collect(&self) {
         loop {
-            let status = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
+            // First looked at and then taken: what a process was is gone with it.
+            let ended = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
+                Ok(status) => status,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
+            let Some(pid) = ended.pid() else { return };
+            let group = family::group(pid.as_raw().unsigned_abs());
+            let status = match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {
                 Ok(status) => status,
                 Err(Errno::EINTR) => continue,
                 Err(_) => return,
@@ -135,7 +151,7 @@ impl Reaper {
             if let Some(sender) = table.waited.remove(&pid) {
                 sender.send_replace(Some(exit));
             } else if table.runtimes > 0 {
-                table.unclaimed.insert(pid, exit);
+                table.unclaimed.insert(pid, (exit, group.unwrap_or(pid)));
             }
         }
     }

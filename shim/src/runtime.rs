@@ -5,7 +5,10 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -236,6 +239,8 @@ impl Runtime {
         }
         line.arg(exec.id);
         line.stdin(exec.stdio.stdin).stdout(exec.stdio.stdout).stderr(exec.stdio.stderr);
+        // A runtime that gives the process no group of its own leaves it in the command's, which is to be nobody else's.
+        line.process_group(0);
         self.run(reaper, line, "exec", exec.log).await?;
         read_pid("exec", exec.pid_file)
     }
