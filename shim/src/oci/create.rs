@@ -40,6 +40,10 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
     let host = Hierarchies::detect().map_err(|source| read(Path::new("/proc/self/mountinfo"), source))?;
     spec::normalise(&mut spec, Host { hugetlb: host.is_v2() || host.controller("hugetlb").is_some() });
     let (rootfs, cgroup) = places(&mut spec, &bundle, &create.id)?;
+    if !host.is_v2() {
+        spec::spell_out_groups(&mut spec, &host.v1)
+            .map_err(|error| OciError::library("describe the mounts of control groups", &error))?;
+    }
 
     // The library reads the configuration itself; where it would read something else than is meant, it gets a copy.
     let shadow = container::shadow(&root, &create.id);

@@ -2,11 +2,14 @@
 //!
 //! Each rule says what would go wrong without it.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, path::PathBuf};
 
-use libcontainer::oci_spec::runtime::{
-    Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxResources,
-    Process, Spec,
+use libcontainer::oci_spec::{
+    OciSpecError,
+    runtime::{
+        Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+        LinuxResources, MountBuilder, Process, Spec,
+    },
 };
 
 /// What the host offers, as far as a rule depends on it.
@@ -39,6 +42,54 @@ pub(super) fn normalise(spec: &mut Spec, host: Host) {
             .map(|limits| limits.iter().filter(|limit| limit.limit() != 0).cloned().collect());
         resources.set_hugepage_limits(left.filter(|left| !left.is_empty()));
     }
+}
+
+/// The controllers of v1 in whose hierarchies `libcontainer` makes the container's group.
+const CONTROLLERS: [&str; 12] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "hugetlb",
+    "memory",
+    "pids",
+    "perf_event",
+    "blkio",
+    "net_prio",
+    "net_cls",
+    "freezer",
+];
+
+/// Spells out what a mount of type `cgroup` means on a host with v1: the container's group in each hierarchy (controllers and
+/// mount point), with the options of the mount. `libcontainer` looks for a process of the host by a pid of the container's
+/// namespace first, which fails in a PID namespace that others have joined, and forgets "read-only", so that root in a
+/// container could lift its own limits.
+pub(super) fn spell_out_groups(spec: &mut Spec, hierarchies: &[(Vec<String>, PathBuf)]) -> Result<(), OciSpecError> {
+    let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+    let Some(group) = path.as_deref().and_then(|path| path.strip_prefix("/").ok()) else { return Ok(()) };
+    let mut mounts = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        if mount.typ().as_deref() != Some("cgroup") {
+            mounts.push(mount.clone());
+            continue;
+        }
+        let root = mount.destination();
+        let base = MountBuilder::default().source("tmpfs").typ("tmpfs").destination(root);
+        mounts.push(base.options(["nosuid", "noexec", "nodev", "mode=755"].map(str::to_owned)).build()?);
+        let options: Vec<String> =
+            ["rbind".to_owned()].into_iter().chain(mount.options().iter().flatten().cloned()).collect();
+        let managed = |names: &&(Vec<String>, PathBuf)| names.0.iter().all(|name| CONTROLLERS.contains(&name.as_str()));
+        for (controllers, at) in hierarchies.iter().filter(managed) {
+            // Hierarchies of several controllers are found by each of their names and by all of them.
+            let names = (controllers.len() > 1).then(|| controllers.join(","));
+            for name in controllers.iter().cloned().chain(names) {
+                let bind = MountBuilder::default().source(at.join(group)).typ("bind").destination(root.join(name));
+                mounts.push(bind.options(options.clone()).build()?);
+            }
+        }
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(())
 }
 
 /// Rewrites a process, of a container or of an exec.
@@ -179,6 +230,43 @@ mod tests {
             let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
             assert_eq!(resources.devices().as_ref().unwrap().len(), 2, "{rule}");
         }
+    }
+
+    #[test]
+    fn a_mount_of_control_groups_is_spelled_out() {
+        let mut spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","linux":{"cgroupsPath":"/pods/c"},"mounts":[
+                {"destination":"/proc","type":"proc","source":"proc"},
+                {"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup","options":["nosuid","ro"]}]}"#,
+        )
+        .unwrap();
+        let hierarchies = [
+            (vec!["memory".to_owned()], "/sys/fs/cgroup/memory".into()),
+            (vec!["cpu".to_owned(), "cpuacct".to_owned()], "/sys/fs/cgroup/cpu,cpuacct".into()),
+            (vec!["name=systemd".to_owned()], "/sys/fs/cgroup/systemd".into()),
+        ];
+        spell_out_groups(&mut spec, &hierarchies).unwrap();
+        let mounts: Vec<String> = spec
+            .mounts()
+            .iter()
+            .flatten()
+            .map(|mount| {
+                let source = mount.source().as_ref().unwrap().display();
+                let options = mount.options().iter().flatten().cloned().collect::<Vec<_>>().join(",");
+                format!("{source} {} {options}", mount.destination().display())
+            })
+            .collect();
+        assert_eq!(
+            mounts,
+            [
+                "proc /proc ",
+                "tmpfs /sys/fs/cgroup nosuid,noexec,nodev,mode=755",
+                "/sys/fs/cgroup/memory/pods/c /sys/fs/cgroup/memory rbind,nosuid,ro",
+                "/sys/fs/cgroup/cpu,cpuacct/pods/c /sys/fs/cgroup/cpu rbind,nosuid,ro",
+                "/sys/fs/cgroup/cpu,cpuacct/pods/c /sys/fs/cgroup/cpuacct rbind,nosuid,ro",
+                "/sys/fs/cgroup/cpu,cpuacct/pods/c /sys/fs/cgroup/cpu,cpuacct rbind,nosuid,ro",
+            ]
+        );
     }
 
     #[test]
