@@ -441,7 +441,15 @@ impl Host {
     }
 
     fn publish(&self, elements: &[Element]) -> Result<(), NetworkError> {
-        let add = || self.with_filters(|channel| self.table.add(channel, elements));
+        let add = || {
+            self.with_filters(|channel| {
+                // A pod without ports needs the table as well.
+                if elements.is_empty() && !self.table.is_installed(channel)? {
+                    return Err(Errno::ENOENT.into());
+                }
+                self.table.add(channel, elements)
+            })
+        };
         let added = match add() {
             Err(error) if link::is_missing(&error) => {
                 // Somebody flushed all rules: the table comes back with what all pods have published.
