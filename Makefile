@@ -76,6 +76,35 @@ demo: build ## Runs a pod on this machine and shows, checked, what a pod is (roo
 	$(CARGO) build $(LOCKED) --release -p vaina-tests --bin vaina-demo --bin vaina-probe
 	VAINA_BIN=$(RELEASE_VAINA) $(OUT)/release/vaina-demo examples/web-and-puller.yaml
 
+# === the benchmark ===
+
+# The newest of containerd 2.3, and the network plugins that it calls.
+CONTAINERD := v2.3.4
+PEERS := $(TOOLS)/containerd-$(CONTAINERD)
+PEER_DEBS := containernetworking-plugins crun runc
+BENCH = VAINA_BIN=$(RELEASE_VAINA) VAINA_CONTAINERD=$(PEERS) $(OUT)/release/vaina-bench
+
+.PHONY: bench-program
+bench-program: build
+	$(CARGO) build $(LOCKED) --release -p vaina-tests --bin vaina-bench --bin vaina-probe
+
+.PHONY: bench
+bench: bench-program ## Measures pods, exec, memory, logs and pulls of our own runtime (root; BENCH_FLAGS, such as --quick)
+	$(BENCH) --start vaina --json target/bench.json $(BENCH_FLAGS)
+
+.PHONY: peers
+peers: $(PEERS)/containerd $(PEERS)/containerd-shim-runc-v2
+	@$(call debs,$(PEER_DEBS))
+
+$(PEERS)/%:
+	@command -v go >/dev/null || { echo "go is missing: install Go 1.26 or later" >&2; exit 1; }
+	cd / && GOBIN=$(@D) CGO_ENABLED=0 go install github.com/containerd/containerd/v2/cmd/$*@$(CONTAINERD)
+
+.PHONY: bench-peers
+bench-peers: bench-program peers cgroups ## The same side by side with containerd and runc, and with crun; the figures of docs/ (root)
+	$(BENCH) --start vaina --start containerd-runc --start containerd-crun \
+		--json docs/performance.json --svg docs/performance.svg --markdown docs/performance.md $(BENCH_FLAGS)
+
 # === the profile ===
 
 .PHONY: profile

@@ -6,6 +6,7 @@
 //! comparison of [`leak`]. [`images`] makes what they run, [`registry`] serves it. [`guest`] is a whole machine, for what
 //! namespaces can't show.
 
+pub mod bench;
 pub mod build;
 pub mod client;
 pub mod disturb;

@@ -60,6 +60,30 @@ pub fn tool(name: &str, package: &str) -> Result<PathBuf> {
         .with_context(|| format!("{name} is missing: install the Debian package {package} (`make deps`)"))
 }
 
+/// The directory with containerd and its shim, from `VAINA_CONTAINERD`.
+pub fn containerd() -> Result<PathBuf> {
+    let path =
+        PathBuf::from(env::var_os("VAINA_CONTAINERD").context("VAINA_CONTAINERD is not set: `make bench-peers`")?);
+    for name in ["containerd", "containerd-shim-runc-v2"] {
+        ensure!(path.join(name).exists(), "{} is missing: `make bench-peers`", path.join(name).display());
+    }
+    Ok(path)
+}
+
+/// The directory with the network plugins that containerd calls.
+pub fn network_plugins() -> Result<PathBuf> {
+    let path = PathBuf::from("/usr/lib/cni");
+    for name in ["bridge", "host-local", "portmap"] {
+        let plugin = path.join(name);
+        ensure!(
+            plugin.exists(),
+            "{} is missing: install the Debian package containernetworking-plugins",
+            plugin.display()
+        );
+    }
+    Ok(path)
+}
+
 /// Fails unless the cgroup v1 hierarchies that crun insists on are mounted, when this machine is a hybrid.
 pub fn cgroups_for_crun() -> Result<()> {
     let root = Path::new("/sys/fs/cgroup");

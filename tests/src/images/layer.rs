@@ -66,9 +66,10 @@ impl Layer {
         self.entry(EntryType::Symlink, path, target, 0o777, &[])
     }
 
-    /// A hard link to an earlier entry, of this layer or of one below.
+    /// A hard link to an earlier entry, of this layer or of one below: a program, for there are runtimes that give the mode
+    /// of the link to the file.
     pub fn hard_link(self, path: &str, target: &str) -> Self {
-        self.entry(EntryType::Link, path, target, 0o644, &[])
+        self.entry(EntryType::Link, path, target, 0o755, &[])
     }
 
     /// A named pipe.
