@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
@@ -60,18 +60,31 @@ impl Spans {
 }
 
 /// What is known of a span while it is open.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
     name: String,
     sandbox: String,
     container: String,
-    /// Unix nanoseconds.
+    /// Unix nanoseconds: what other processes can be compared with.
     started: i64,
+    /// By the clock that nobody sets.
+    began: Instant,
     /// What is below it and has ended, in the order of its first end.
     phases: Vec<(String, Duration)>,
 }
 
 impl Open {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            sandbox: String::new(),
+            container: String::new(),
+            started: now(),
+            began: Instant::now(),
+            phases: Vec::new(),
+        }
+    }
+
     fn add(&mut self, name: &str, took: Duration) {
         match self.phases.iter_mut().find(|(known, _)| known == name) {
             Some((_, sum)) => *sum += took,
@@ -118,7 +131,7 @@ impl Visit for Open {
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        let mut open = Open { name: span.name().to_owned(), started: now(), ..Open::default() };
+        let mut open = Open::new(span.name());
         attributes.record(&mut open);
         span.extensions_mut().insert(open);
     }
@@ -139,8 +152,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
         if let Some(call) = parent.as_ref().filter(|_| *span.metadata().level() <= Level::INFO)
             && let Some(call) = call.extensions_mut().get_mut::<Open>()
         {
-            let took = u64::try_from(ended.saturating_sub(open.started)).unwrap_or_default();
-            call.add(&open.name, Duration::from_nanos(took));
+            call.add(&open.name, open.began.elapsed());
         }
         self.tell(id.into_u64(), parent.map(|parent: SpanRef<'_, S>| parent.id().into_u64()), &open, ended);
     }
@@ -150,8 +162,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
 pub(crate) fn phases(call: &Span) -> Option<String> {
     call.with_subscriber(|(id, dispatch)| {
         let span = dispatch.downcast_ref::<Registry>()?.span(id)?;
-        let text = span.extensions().get::<Open>()?.phases();
-        text
+        span.extensions().get::<Open>()?.phases()
     })?
 }
 

@@ -136,7 +136,7 @@ impl Run {
             };
             let mut innermost: Vec<usize> = (0..self.nodes.len())
                 .filter(is_active)
-                .filter(|index| !self.nodes[*index].children.iter().any(|child| is_active(child)))
+                .filter(|index| !self.nodes[*index].children.iter().any(&is_active))
                 .collect();
             let waits = |index: &usize| WAITS.contains(&self.nodes[*index].span.name.as_str());
             if innermost.iter().any(|index| !waits(index)) {
