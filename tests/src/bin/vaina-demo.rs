@@ -58,6 +58,7 @@ async fn main() -> ExitCode {
     match result {
         Ok(()) => {
             demo.screen.print(&format!("\nAll checks passed, in {:.1} s.", begin.elapsed().as_secs_f64()));
+            demo.screen.print("The image stays, for the other pods in examples/: vaina run examples/job.yaml");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -143,6 +144,7 @@ impl Demo {
         let table = self.vaina(&["ps"])?;
         let row = table.lines().find(|line| line.contains(POD)).context("the pod is not listed")?;
         ensure!(row.contains("Running") && row.contains("2/2"), "the pod is not running: {row}");
+        wait::blocking("the first page is served", wait::LIMIT, || http::get(PAGE, "/").ok())?;
         self.screen.tick("both containers run");
         Ok(())
     }
