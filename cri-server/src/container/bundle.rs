@@ -1,13 +1,13 @@
 //! The OCI bundle of a container: looks at the host and the image, has the spec built, writes it down.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::fs::OFlags;
 use tracing::debug_span;
 use vaina_proto::cri::{ContainerConfig, NamespaceMode, security_profile::ProfileType};
 use vaina_sys::cgroup::Hierarchies;
@@ -19,8 +19,12 @@ use super::{
 use crate::{
     app::App,
     error::{Classify, Kind},
-    image::{HoldError, Image},
+    image::{
+        HoldError, Image,
+        view::{self, Seen},
+    },
     sandbox::{NotReadyError, PodFiles},
+    snapshot,
     work::blocking,
 };
 
@@ -95,6 +99,7 @@ pub(super) async fn write(app: &App, container: &Container) -> Result<User, Bund
         cgroup: container.cgroup(&app.config.cgroup.parent),
         cgroups: app.cgroups.clone(),
         bundle: container.bundle(&app.config.state),
+        volumes: snapshot::volumes(&app.config.root, &container.id),
         log: container.log_path(),
     };
     blocking(move || work.run()).await
@@ -185,6 +190,8 @@ struct Work {
     cgroup: PathBuf,
     cgroups: Hierarchies,
     bundle: PathBuf,
+    /// For volumes of the image.
+    volumes: PathBuf,
     log: Option<PathBuf>,
 }
 
@@ -192,11 +199,12 @@ impl Work {
     fn run(self) -> Result<User, BundleError> {
         let security = self.config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default();
         let users = debug_span!("users").entered();
-        let passwd = read_in_layers(&self.image.layers, "etc/passwd").map_err(at("read", Path::new("/etc/passwd")))?;
-        let group = read_in_layers(&self.image.layers, "etc/group").map_err(at("read", Path::new("/etc/group")))?;
+        let passwd = read_in_image(&self.image.layers, "etc/passwd").map_err(at("read", Path::new("/etc/passwd")))?;
+        let group = read_in_image(&self.image.layers, "etc/group").map_err(at("read", Path::new("/etc/group")))?;
         let user = spec::user::resolve(&security, &self.image.config, &passwd, &group).map_err(BundleError::Spec)?;
         drop(users);
         let host = debug_span!("host").in_scope(|| self.host(&security))?;
+        let volumes = self.image_volumes()?;
         let building = debug_span!("spec").entered();
         let spec = spec::build(&Input {
             id: &self.id,
@@ -211,6 +219,7 @@ impl Work {
             uts: self.network.is_some().then_some(self.files.uts.as_path()),
             pid: self.pid.clone(),
             files: &self.files,
+            volumes: &volumes,
             cgroup: &self.cgroup,
             host: &host,
         })
@@ -227,6 +236,25 @@ impl Work {
         let path = self.bundle.join("config.json");
         fs::write(&path, text).map_err(at("write", &path))?;
         Ok(User { uid: user.uid, gid: user.gid, groups: user.groups })
+    }
+
+    /// Volumes that the image declares and does not have: empty directories that end with the container. What it has of
+    /// them is a part of the writable layer, and what the client mounts there is the client's.
+    fn image_volumes(&self) -> Result<Vec<(PathBuf, PathBuf)>, BundleError> {
+        let declared = self.image.config.config().as_ref().and_then(|config| config.volumes().clone());
+        let mut volumes = Vec::new();
+        for target in declared.unwrap_or_default().iter().map(|volume| spec::clean(volume)) {
+            let is_mounted = self.config.mounts.iter().any(|mount| spec::clean(&mount.container_path) == target);
+            let is_known = volumes.iter().any(|(_, other)| *other == target);
+            let seen = view::look(&self.image.layers, &target).map_err(at("look at volume of the image", &target))?;
+            if is_mounted || is_known || !matches!(seen, Seen::Missing) {
+                continue;
+            }
+            let source = self.volumes.join(volumes.len().to_string());
+            fs::create_dir_all(&source).map_err(at("make volume of the image", &source))?;
+            volumes.push((source, target));
+        }
+        Ok(volumes)
     }
 
     /// A volume without a type that is not there is made as a directory, as users of other runtimes are used to.
@@ -334,32 +362,16 @@ fn all_devices() -> io::Result<Vec<HostDevice>> {
 /// The largest `passwd` or `group` that is read.
 const FILE_LIMIT: u64 = 1 << 20;
 
-/// A file as the layers together show it, the topmost first; empty if there is none. Never leaves a layer, and reads
-/// nothing but plain files: the image says what lies there.
-fn read_in_layers(layers: &[PathBuf], path: &str) -> io::Result<String> {
-    use std::io::Read as _;
-    for layer in layers.iter().rev() {
-        let root =
-            rustix::fs::open(layer, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
-        // Not a FIFO that blocks, not a device that acts.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = match vaina_sys::fs::open_in_root(&root, Path::new(path), OFlags::PATH, 0) {
-            Ok(found) => found,
-            Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENOTDIR)) => continue,
-            Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(String::new()),
-            Err(error) => return Err(error),
-        };
-        let stat = rustix::fs::fstat(&file)?;
-        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::RegularFile {
-            // A whiteout hides what is below; anything else is no list of users.
-            return Ok(String::new());
+/// A text file of the image; empty if there is none. Nothing but plain files is read: the image says what lies there.
+fn read_in_image(layers: &[PathBuf], path: &str) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    match view::look(layers, Path::new(path))? {
+        Seen::Other(path, metadata) if metadata.is_file() => {
+            view::open(&path)?.take(FILE_LIMIT).read_to_end(&mut bytes)?;
         }
-        let file = fs::File::from(vaina_sys::fs::open_in_root(&root, Path::new(path), flags, 0)?);
-        let mut bytes = Vec::new();
-        file.take(FILE_LIMIT).read_to_end(&mut bytes)?;
-        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+        Seen::Other(..) | Seen::Directory | Seen::Missing => {}
     }
-    Ok(String::new())
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -376,25 +388,15 @@ mod tests {
     }
 
     #[test]
-    fn the_topmost_layer_counts_and_nothing_leads_out() {
+    fn only_plain_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
-        let layer = |name: &str| {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.join("etc")).unwrap();
-            path
-        };
-        let layers = [layer("low"), layer("high")];
-        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "");
-        fs::write(layers[0].join("etc/passwd"), "low").unwrap();
-        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "low");
-        fs::write(layers[1].join("etc/passwd"), "high").unwrap();
-        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "high");
-        fs::remove_file(layers[1].join("etc/passwd")).unwrap();
-        fs::write(dir.path().join("secret"), "secret").unwrap();
-        std::os::unix::fs::symlink("../../secret", layers[1].join("etc/passwd")).unwrap();
-        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "low", "the link leads to nothing in its layer");
-        fs::remove_file(layers[1].join("etc/passwd")).unwrap();
-        nix::unistd::mkfifo(&layers[1].join("etc/passwd"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(read_in_layers(&layers, "etc/passwd").unwrap(), "");
+        let layers = [dir.path().to_owned()];
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        assert_eq!(read_in_image(&layers, "etc/passwd").unwrap(), "");
+        fs::write(dir.path().join("etc/passwd"), "text").unwrap();
+        assert_eq!(read_in_image(&layers, "etc/passwd").unwrap(), "text");
+        nix::unistd::mkfifo(&dir.path().join("etc/group"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(read_in_image(&layers, "etc/group").unwrap(), "");
+        assert_eq!(read_in_image(&layers, "etc").unwrap(), "");
     }
 }

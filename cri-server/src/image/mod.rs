@@ -27,6 +27,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod unpack;
+pub mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

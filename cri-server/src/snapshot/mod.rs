@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! <root>/containers/<container id>/upper, work    one container
+//! <root>/containers/<container id>/volumes/<n>    volumes that its image declares and does not have
 //! <root>/trash/<n>                                renamed away, being deleted
 //! ```
 //!
@@ -34,6 +35,7 @@ const UPPER: &str = "upper";
 const WORK: &str = "work";
 /// Under an image without layers.
 const EMPTY: &str = "empty";
+const VOLUMES: &str = "volumes";
 /// What overlayfs stacks at most. That mount data is one page is the mounter's affair: the new mount API has no such
 /// limit, and without it the layers' short names leave room for some hundred.
 const LAYERS_MAX: usize = 500;
@@ -160,6 +162,11 @@ fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
     Ok(Mount { type_: "overlay".to_owned(), source: "overlay".to_owned(), options })
 }
 
+/// Where volumes of a container lie that end with it, like its writable layer.
+pub fn volumes(root: &Path, container: &ContainerId) -> PathBuf {
+    dir(root, container).join(VOLUMES)
+}
+
 /// Removes the writable layer of a container; one that is not there is removed.
 ///
 /// It is gone from its place when this answers; the files are deleted behind it, since that can take long.
@@ -218,10 +225,9 @@ pub fn list(root: &Path) -> Result<Vec<ContainerId>, SnapshotError> {
 /// What a container has written. Walks its writable layer: blocking. Each file takes one of `budget`; [`None`] once there
 /// is none left.
 pub fn usage(root: &Path, container: &ContainerId, budget: &mut usize) -> Result<Option<Usage>, SnapshotError> {
-    let upper = dir(root, container).join(UPPER);
     let mut usage = Usage::default();
     let mut linked = HashSet::new();
-    let mut pending = vec![upper];
+    let mut pending = vec![dir(root, container).join(UPPER), volumes(root, container)];
     while let Some(path) = pending.pop() {
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,

@@ -285,15 +285,46 @@ fn the_images_stop_signal_is_sent() {
 }
 
 #[test]
+fn volumes_of_the_image_are_directories_that_can_be_written_to() {
+    e2e(async |node| {
+        let image = base()?
+            .layer(Layer::new().directory("given/", 0o750).file("given/file", 0o644, b"of the image\n"))
+            .config("Volumes", json!({ "/given": {}, "/var/lib/made/deep": {}, "/var/lib/made": {}, "/mine/": {} }));
+        let (pod, sandbox) = prepare(node, &image).await?;
+        let mine = node.volume("mine")?;
+        let made = "/var/lib/made";
+        let script = format!(
+            "cat /given/file; stat -c '%a %F' /given {made} {made}/deep; \
+             echo x > {made}/deep/x && echo y > {made}/y && echo z > /mine/z && find {made} -type f | sort"
+        );
+        let expected = "of the image\n750 directory\n755 directory\n755 directory\n\
+                        /var/lib/made/deep/x\n/var/lib/made/y\n";
+        for (name, config) in [
+            ("plain", Container::new("plain", NAME)),
+            // They are writable where the rest of the image is not.
+            ("readonly", Container::new("readonly", NAME).readonly()),
+        ] {
+            let config = config.mount(&mine, "/mine").sh(&script);
+            let (_, text) = node.run_to_exit(&sandbox, &pod, &config).await.context(name)?;
+            assert_eq!(text, expected, "{name}");
+            // The client's volume takes the place of the image's.
+            fs::remove_file(mine.join("z")).context(name)?;
+        }
+        done(node, &sandbox).await
+    });
+}
+
+#[test]
 fn users_are_looked_up_in_the_image_and_not_on_the_node() {
     e2e(async |node| {
-        let image = base()?.layer(
-            Layer::new()
-                .file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\nonly-here:x:4242:4343::/:/bin/sh\n")
-                // Out of the image and back, as a hostile one would: it is read below the image's root only.
-                .symlink("etc/group", "../../../../../../etc/group.image")
-                .file("etc/group.image", 0o644, b"root:x:0:\nof-image:x:4343:\nmore:x:4444:only-here\n"),
-        );
+        let image = base()?
+            .layer(Layer::new().file("usr/etc/group", 0o644, b"root:x:0:\nof-image:x:4343:\nmore:x:4444:only-here\n"))
+            .layer(
+                Layer::new()
+                    .file("etc/passwd", 0o644, b"root:x:0:0::/:/bin/sh\nonly-here:x:4242:4343::/:/bin/sh\n")
+                    // To another layer, by a way that a hostile one would take: it ends at the image's root.
+                    .symlink("etc/group", "../../../../../../tmp/../usr/etc/group"),
+            );
         let image = image.config("User", json!("only-here"));
         let (pod, sandbox) = prepare(node, &image).await?;
         let (_, text) = node.run_to_exit(&sandbox, &pod, &Container::new("c", NAME).sh("id -u; id -G")).await?;

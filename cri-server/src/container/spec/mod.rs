@@ -16,7 +16,7 @@ use serde_json::json;
 use vaina_proto::cri::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig};
 
 pub use self::{devices::HostDevice, security::ALL as ALL_CAPABILITIES, user::ResolvedUser};
-pub(crate) use self::{process::check_oom_score, resources::limits};
+pub(crate) use self::{mounts::clean, process::check_oom_score, resources::limits};
 use crate::{
     error::{Classify, Kind},
     sandbox::PodFiles,
@@ -58,6 +58,8 @@ pub struct Input<'a> {
     pub pid: PidNamespace,
     /// The pod's files.
     pub files: &'a PodFiles,
+    /// Directories for volumes of the image: where, and at which path.
+    pub volumes: &'a [(PathBuf, PathBuf)],
     /// Its control group, from the root of the hierarchy.
     pub cgroup: &'a Path,
     /// The host.

@@ -49,7 +49,11 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
     let shm = if input.ipc.is_some() { input.files.shm.as_path() } else { Path::new("/dev/shm") };
     bind("/dev/shm", shm, &["rw", "nosuid", "nodev", "noexec"]);
 
-    let mut volumes = Vec::new();
+    let own = |(source, target): &(PathBuf, PathBuf)| {
+        let options = ["rbind", "rprivate", "rw"];
+        (target.clone(), json!({ "destination": target, "type": "bind", "source": source, "options": options }))
+    };
+    let mut volumes: Vec<_> = input.volumes.iter().map(own).collect();
     let mut propagation = "private";
     for volume in &input.container.mounts {
         volumes.push((clean(&volume.container_path), self::volume(volume)?));
@@ -111,7 +115,7 @@ fn unsupported(what: &str) -> SpecError {
 }
 
 /// The path without `.`, `..` and double slashes, as seen from the container's root.
-fn clean(path: &str) -> PathBuf {
+pub(crate) fn clean(path: &str) -> PathBuf {
     let mut clean = PathBuf::from("/");
     for part in Path::new(path).components() {
         match part {

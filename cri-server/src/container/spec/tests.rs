@@ -37,13 +37,15 @@ struct Case {
     host: Host,
     pid: PidNamespace,
     host_network: bool,
+    volumes: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Default for Case {
     fn default() -> Self {
         let host = Host { capabilities: ALL_CAPABILITIES.to_vec(), hostname: "node".into(), ..Host::default() };
         let pod = PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
-        Self { pod, container: ContainerConfig::default(), host, pid: PidNamespace::Own, host_network: false }
+        let (container, pid) = (ContainerConfig::default(), PidNamespace::Own);
+        Self { pod, container, host, pid, host_network: false, volumes: Vec::new() }
     }
 }
 
@@ -73,6 +75,7 @@ impl Case {
             uts: (!self.host_network).then_some(files.uts.as_path()),
             pid: self.pid.clone(),
             files: &files,
+            volumes: &self.volumes,
             cgroup: Path::new("/vaina/p/c"),
             host: &self.host,
         };
@@ -187,6 +190,22 @@ fn privileged_needs_a_privileged_pod_and_gets_all() {
     assert_eq!(spec["linux"]["devices"][0]["path"], "/dev/kvm");
     assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], true);
     assert!(mount(&spec, "/sys")[0]["options"].as_array().unwrap().contains(&json!("rw")));
+}
+
+#[test]
+fn volumes_of_the_image_are_bound_like_the_clients() {
+    let mut case = Case::default();
+    let volume = |number: &str, target: &str| (PathBuf::from(format!("/volumes/{number}")), PathBuf::from(target));
+    case.volumes = vec![volume("0", "/a/b"), volume("1", "/a")];
+    case.container.mounts =
+        vec![Mount { container_path: "/a/c".into(), host_path: "/host".into(), ..Default::default() }];
+    let spec = case.build().unwrap();
+    let mounts = spec["mounts"].as_array().unwrap();
+    let targets: Vec<&str> =
+        mounts.iter().rev().take(3).rev().map(|mount| mount["destination"].as_str().unwrap()).collect();
+    assert_eq!(targets, ["/a", "/a/b", "/a/c"]);
+    assert_eq!(mount(&spec, "/a")[0]["source"], "/volumes/1");
+    assert_eq!(mount(&spec, "/a")[0]["options"], serde_json::json!(["rbind", "rprivate", "rw"]));
 }
 
 #[test]
