@@ -22,9 +22,14 @@ pub(crate) fn sh(name: &str, script: &str) -> Value {
     json!({ "name": name, "image": IMAGE, "command": ["sh", "-c", script] })
 }
 
+/// A container that does something and stays until it is told to go.
+pub(crate) fn stay(name: &str, script: &str) -> Value {
+    sh(name, &format!("trap 'exit 0' TERM; {script}; while :; do sleep 1 & wait $!; done"))
+}
+
 /// A container that stays until it is told to go, and then says so.
 pub(crate) fn polite(name: &str) -> Value {
-    sh(name, "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 1 & wait $!; done")
+    stay(name, "trap 'echo bye; exit 0' TERM; echo up")
 }
 
 /// The running container of that name, whoever is the daemon.
@@ -182,12 +187,11 @@ fn a_killed_container_comes_back_and_finds_its_volume() {
     e2e_with(alone(), async |node| {
         node.furnish()?;
         let mount = json!([{ "name": "v", "mountPath": "/v" }]);
-        let mut writer = sh("writer", "echo $HOSTNAME >> /v/file; echo up; exec sleep 1000");
+        let mut writer = stay("writer", "echo $HOSTNAME >> /v/file; echo up");
         writer["volumeMounts"] = mount.clone();
-        let mut other = sh("other", "exec sleep 1000");
+        let mut other = stay("other", ":");
         other["volumeMounts"] = mount;
         let spec = json!({
-            "terminationGracePeriodSeconds": 2,
             "containers": [writer, other],
             "volumes": [{ "name": "v", "emptyDir": {} }],
         });

@@ -11,7 +11,7 @@ use vaina_tests::{
     wait,
 };
 
-use super::run::{alone, kill_container, polite, sh};
+use super::run::{alone, kill_container, polite, sh, stay};
 
 async fn finish(running: Running) -> Result<()> {
     running.signal(Signal::SIGINT)?;
@@ -61,12 +61,10 @@ fn pods_and_containers_are_listed_with_state_restarts_and_address() {
 #[test]
 fn logs_are_those_of_the_container_the_attempt_and_the_lines_that_are_asked_for() {
     e2e(async |node| {
-        let script = "n=$(cat /s/n 2>/dev/null || echo 0); echo $((n + 1)) > /s/n; \
-            echo out $n; echo err $n >&2; exec sleep 1000";
-        let mut first = sh("first", script);
+        let script = "n=$(cat /s/n 2>/dev/null || echo 0); echo $((n + 1)) > /s/n; echo out $n; echo err $n >&2";
+        let mut first = stay("first", script);
         first["volumeMounts"] = json!([{ "name": "s", "mountPath": "/s" }]);
         let spec = json!({
-            "terminationGracePeriodSeconds": 2,
             "containers": [first, polite("second")],
             "volumes": [{ "name": "s", "emptyDir": {} }],
         });

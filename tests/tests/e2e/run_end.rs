@@ -269,6 +269,8 @@ fn a_pull_that_hangs_does_not_hold_the_end_up() {
         let manifest = node.manifest("web", &spec(30, &[c]))?;
         let running = node.run_manifests(&[&manifest], 1).await?;
         running.wait_for("Pulling: image").await?;
+        let refused = node.ended(&["exec", "web", "--", "true"]).await?.expect(1)?;
+        assert_eq!(refused.err, "vaina: find a container in pod default/web: none has been started yet\n");
         running.signal(Signal::SIGINT)?;
         running.end().await?.expect(130)?;
         Ok(())

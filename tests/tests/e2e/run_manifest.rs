@@ -10,7 +10,7 @@ use vaina_tests::{
     node::{IMAGE, Node, e2e, e2e_with, run},
 };
 
-use super::run::{alone, container, sh};
+use super::run::{alone, container, sh, stay};
 
 /// Runs a pod to its end and answers what its container wrote, without the name before each line.
 async fn output(node: &Node, name: &str, mut spec: Value) -> Result<String> {
@@ -132,14 +132,13 @@ fn host_paths_are_checked_or_made_as_their_type_says() {
 #[test]
 fn a_host_port_is_reached_from_the_node_and_goes_with_the_pod() {
     e2e(async |node| {
-        let mut web =
-            sh("web", "mkdir /tmp/www; echo page > /tmp/www/index.html; echo up; exec httpd -f -p 80 -h /tmp/www");
+        let script = "mkdir /tmp/www; echo page > /tmp/www/index.html; httpd -p 80 -h /tmp/www; echo up";
+        let mut web = stay("web", script);
         web["ports"] = json!([{ "containerPort": 80, "hostPort": 8088 }]);
-        let spec = json!({ "terminationGracePeriodSeconds": 2, "containers": [web] });
+        let spec = json!({ "containers": [web] });
         let manifest = node.manifest("web", &spec)?;
         let running = node.run_manifests(&[&manifest], 1).await?;
         running.wait_for("| up").await?;
-        vaina_tests::wait::until("the page is served", async || Ok(http::get("127.0.0.1:8088", "/").ok())).await?;
         assert_eq!(http::get("127.0.0.1:8088", "/")?, "page\n");
         // Another pod can't have it.
         let manifest = node.manifest("other", &spec)?;
@@ -251,10 +250,10 @@ fn a_volume_belongs_to_the_pods_group() {
 #[test]
 fn resources_are_in_the_control_group() {
     e2e(async |node| {
-        let mut limited = sh("c", "cat /proc/self/oom_score_adj; echo up; exec sleep 1000");
+        let mut limited = stay("c", "cat /proc/self/oom_score_adj; echo up");
         limited["resources"] =
             json!({ "requests": { "memory": "32Mi" }, "limits": { "cpu": "500m", "memory": "64Mi" } });
-        let spec = json!({ "terminationGracePeriodSeconds": 2, "containers": [limited] });
+        let spec = json!({ "containers": [limited] });
         let manifest = node.manifest("web", &spec)?;
         let running = node.run_manifests(&[&manifest], 1).await?;
         running.wait_for("| up").await?;
