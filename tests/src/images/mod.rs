@@ -335,26 +335,10 @@ const GROUP: &str = "root:x:0:\n\
     group-defined-in-image:x:50000:default-user\n\
     nogroup:x:65534:\n";
 
-/// A layer with `vaina-probe` as `/bin/probe`, and the loader and libraries that it is linked to.
-///
-/// It is linked dynamically, as most programs in real images are, so that no second build with other flags is needed;
-/// busybox beside it stands for the static ones.
+/// A layer with `vaina-probe` as `/bin/probe`; it is static, as all programs of this workspace are.
 pub fn probe(program: &Path) -> Result<Layer> {
     let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
-    let mut layer = Layer::new().file("bin/probe", 0o755, &bytes);
-    for (library, required) in [
-        ("/lib64/ld-linux-x86-64.so.2", true),
-        ("/lib/x86_64-linux-gnu/libc.so.6", true),
-        ("/lib/x86_64-linux-gnu/libgcc_s.so.1", true),
-        ("/lib/x86_64-linux-gnu/libm.so.6", false),
-    ] {
-        match fs::read(library) {
-            Ok(bytes) => layer = layer.file(library.trim_start_matches('/'), 0o755, &bytes),
-            Err(_) if !required => {}
-            Err(error) => return Err(error).with_context(|| format!("read {library}")),
-        }
-    }
-    Ok(layer)
+    Ok(Layer::new().file("bin/probe", 0o755, &bytes))
 }
 
 /// busybox with `vaina-probe`, and a shell as the command: what the tests and the demo run.
