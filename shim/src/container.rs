@@ -24,7 +24,7 @@ use vaina_sys::cgroup::{Group, Hierarchies};
 use crate::{
     error::{Result, ShimError, Step as _},
     family,
-    io::stdio::{self, ConsoleSocket, Pumps, Triple},
+    io::stdio::{self, ConsoleSocket, Input, Pumps, Triple},
     mount::RootfsMount,
     process::{Phase, Process, Stdio},
     reaper::{Child, Exit, Reaper, now},
@@ -44,11 +44,17 @@ pub(crate) struct Create {
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: Vec<RootfsMount>,
     pub(crate) stdio: Stdio,
-    /// CRI log; then the streams of `stdio` are not used.
-    pub(crate) log: Option<PathBuf>,
-    /// With a CRI log: the container reads stdin.
-    pub(crate) stdin: bool,
+    /// What becomes of its streams.
+    pub(crate) streams: Streams,
     pub(crate) runtime: Runtime,
+}
+
+/// Who has the other side of a container's streams.
+pub(crate) enum Streams {
+    /// Those whom `stdio` names.
+    Passed,
+    /// The shim, for a CRI log and for clients that attach.
+    Kept { log: Option<PathBuf>, input: Input },
 }
 
 /// One container.
@@ -93,10 +99,12 @@ impl Container {
     ) -> Result<Arc<Self>> {
         let opening = spans::start("streams", &create.id);
         let console = console_for(create.stdio.terminal, &create.bundle, "console.sock")?;
-        let (streams, pumps) = match (&console, &create.log) {
+        let (streams, pumps) = match (&console, &create.streams) {
             (Some(_), _) => (nothing(), Pumps::default()),
-            (None, Some(log)) => stdio::logged(log, create.stdin).step(|| format!("open log {}", log.display()))?,
-            (None, None) => (passed(&create.stdio)?, Pumps::default()),
+            (None, Streams::Kept { log, input }) => {
+                stdio::kept(log.as_deref(), *input).step(|| format!("open the streams with log {log:?}"))?
+            }
+            (None, Streams::Passed) => (passed(&create.stdio)?, Pumps::default()),
         };
         let init = Arc::new(Process::new(create.stdio.clone()));
         init.set_pumps(pumps);
@@ -145,7 +153,7 @@ impl Container {
             paused: Mutex::default(),
         });
         if let Some(console) = console {
-            let connected = container.connect_terminal(&container.init, &console, create.log.as_deref()).await;
+            let connected = container.connect_terminal(&container.init, &console, &create.streams).await;
             if let Err(error) = connected {
                 let _ = container.runtime.delete(reaper, &container.id, &container.bundle).await;
                 return Err(error);
@@ -161,11 +169,15 @@ impl Container {
         Ok(container)
     }
 
-    async fn connect_terminal(&self, process: &Process, console: &ConsoleSocket, log: Option<&Path>) -> Result<()> {
+    async fn connect_terminal(&self, process: &Process, console: &ConsoleSocket, streams: &Streams) -> Result<()> {
         let master = console.receive().await.step(|| "receive the terminal".to_owned())?;
         let mut pumps = Pumps::default();
         let names = &process.stdio;
-        stdio::terminal(master, log, &names.stdin, &names.stdout, &mut pumps)
+        let (log, input) = match streams {
+            Streams::Passed => (None, Input::None),
+            Streams::Kept { log, input } => (log.as_deref(), *input),
+        };
+        stdio::terminal(master, log, input, &names.stdin, &names.stdout, &mut pumps)
             .step(|| "connect the terminal".to_owned())?;
         process.set_pumps(pumps);
         Ok(())
@@ -325,9 +337,17 @@ impl Container {
         drop(keep);
         exec.group.store(child.group, Ordering::Relaxed);
         if let Some(console) = console {
-            self.connect_terminal(&exec.process, &console, None).await?;
+            self.connect_terminal(&exec.process, &console, &Streams::Passed).await?;
         }
         Ok(child)
+    }
+
+    /// Connects a client to its streams; answers whether what it writes reaches the container.
+    pub(crate) fn attach(&self, stdin: &str, stdout: &str, stderr: &str) -> Result<bool> {
+        if !matches!(self.init.phase(), Phase::Running { .. }) {
+            return Err(ShimError::Precondition(format!("container {:?} does not run", self.id)));
+        }
+        self.init.attach(stdin, stdout, stderr).step(|| "open the client's streams".to_owned())
     }
 
     /// Signals a process, or with `all` everything that belongs to it.

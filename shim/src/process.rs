@@ -103,6 +103,10 @@ impl Process {
         self.pumps().close_stdin();
     }
 
+    pub(crate) fn attach(&self, stdin: &str, stdout: &str, stderr: &str) -> std::io::Result<bool> {
+        self.pumps().attach(stdin, stdout, stderr)
+    }
+
     pub(crate) fn reopen_log(&self) -> Option<std::io::Result<()>> {
         self.pumps().reopen_log()
     }

@@ -23,7 +23,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::log::{LogFile, Pending, Stream, Timestamp, finish, format};
+use super::{
+    attach::{Audience, Stdin},
+    log::{LogFile, Pending, Stream, Timestamp, finish, format},
+};
 
 /// How long a stream that someone still holds open is read after its process has ended.
 pub(crate) const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -44,8 +47,10 @@ pub(crate) type SharedLog = Arc<Mutex<LogFile>>;
 pub(crate) struct Pumps {
     tasks: Vec<JoinHandle<()>>,
     pub(crate) log: Option<SharedLog>,
-    /// Write end of the process's stdin, when it reads one.
-    stdin: Option<OwnedFd>,
+    /// Those who see stdout and stderr beside the log.
+    audiences: [Audience; 2],
+    /// What the process reads, when it does.
+    stdin: Option<Stdin>,
     /// Master of the terminal.
     pub(crate) terminal: Option<Arc<OwnedFd>>,
 }
@@ -74,7 +79,22 @@ impl Pumps {
 
     /// Closes the process's stdin.
     pub(crate) fn close_stdin(&mut self) {
-        self.stdin = None;
+        if let Some(stdin) = self.stdin.take() {
+            stdin.close();
+        }
+    }
+
+    /// Connects a client by its FIFOs, empty for none; answers whether what it writes reaches the process.
+    pub(crate) fn attach(&self, stdin: &str, stdout: &str, stderr: &str) -> io::Result<bool> {
+        for (fifo, audience) in [stdout, stderr].into_iter().zip(&self.audiences) {
+            if !fifo.is_empty() {
+                audience.add(Path::new(fifo))?;
+            }
+        }
+        match &self.stdin {
+            Some(own) if !stdin.is_empty() => own.feed(Path::new(stdin)),
+            _ => Ok(false),
+        }
     }
 
     /// Opens the log anew after a rename.
@@ -84,44 +104,64 @@ impl Pumps {
     }
 }
 
-/// Streams that end in a CRI log file. `stdin` as TaskOptions say it.
-pub(crate) fn logged(path: &Path, stdin: bool) -> io::Result<(Triple, Pumps)> {
-    let log = Arc::new(Mutex::new(LogFile::open(path)?));
+/// What a process reads that clients can attach to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Nothing.
+    None,
+    /// What clients write, one after the other or together.
+    Open,
+    /// What the first client writes.
+    Once,
+}
+
+/// Streams that stay in the shim: a CRI log file has them, if there is one, and clients that attach.
+pub(crate) fn kept(log: Option<&Path>, input: Input) -> io::Result<(Triple, Pumps)> {
+    let log = open_log(log)?;
     let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (stderr, stderr_write) = pipe2(OFlag::O_CLOEXEC)?;
-    let mut pumps = Pumps { log: Some(Arc::clone(&log)), ..Pumps::default() };
-    pumps.tasks.push(pump_to_log(stdout, Stream::Stdout, Arc::clone(&log))?);
-    pumps.tasks.push(pump_to_log(stderr, Stream::Stderr, log)?);
-    let stdin = if stdin {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        pumps.stdin = Some(write);
-        Stdio::from(read)
-    } else {
+    let mut pumps = Pumps { log: log.clone(), ..Pumps::default() };
+    for ((reader, stream), audience) in
+        [(stdout, Stream::Stdout), (stderr, Stream::Stderr)].into_iter().zip(&pumps.audiences)
+    {
+        pumps.tasks.push(pump(reader, log.clone().map(|log| LogSink::new(stream, log)), audience.clone())?);
+    }
+    let stdin = if input == Input::None {
         Stdio::null()
+    } else {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        pumps.stdin = Some(Stdin::new(write, input == Input::Once)?);
+        Stdio::from(read)
     };
     Ok((Triple { stdin, stdout: stdout_write.into(), stderr: stderr_write.into() }, pumps))
 }
 
-fn pump_to_log(reader: OwnedFd, stream: Stream, log: SharedLog) -> io::Result<JoinHandle<()>> {
+fn open_log(path: Option<&Path>) -> io::Result<Option<SharedLog>> {
+    path.map(|path| Ok(Arc::new(Mutex::new(LogFile::open(path)?)))).transpose()
+}
+
+fn pump(reader: OwnedFd, mut sink: Option<LogSink>, audience: Audience) -> io::Result<JoinHandle<()>> {
     let reader = pipe::Receiver::from_owned_fd(reader)?;
     Ok(tokio::spawn(async move {
-        let mut sink = LogSink::new(stream, log);
+        let _end = audience.end_with();
         // On the heap and only while something is read: most containers are silent most of the time.
         let mut buffer = Vec::new();
         loop {
             if reader.readable().await.is_err() {
                 break;
             }
-            buffer.resize(64 * 1024, 0);
-            match reader.try_read(&mut buffer) {
+            buffer.clear();
+            buffer.reserve(64 * 1024);
+            match reader.try_read_buf(&mut buffer) {
                 Ok(0) => break,
-                Ok(count) => {
-                    sink.write(&buffer[..count]);
-                    if count < 8 * 1024 {
-                        buffer = Vec::new();
+                Ok(_) => {
+                    if let Some(sink) = &mut sink {
+                        sink.write(&buffer);
                     }
+                    audience.tell(&buffer).await;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Silence.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => buffer = Vec::new(),
                 Err(_) => break,
             }
         }
@@ -231,10 +271,11 @@ impl Drop for ConsoleSocket {
     }
 }
 
-/// Connects a terminal with a log or with a client's FIFOs.
+/// Connects a terminal with a log and those who attach, or with a client's FIFOs.
 pub(crate) fn terminal(
     master: OwnedFd,
     log: Option<&Path>,
+    input: Input,
     stdin: &str,
     stdout: &str,
     pumps: &mut Pumps,
@@ -243,12 +284,13 @@ pub(crate) fn terminal(
     fcntl(&master, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK)).map_err(io::Error::from)?;
     let master = Arc::new(master);
     pumps.terminal = Some(Arc::clone(&master));
-    let mut sink = None;
-    if let Some(path) = log {
-        let log = Arc::new(Mutex::new(LogFile::open(path)?));
-        sink = Some(LogSink::new(Stream::Stdout, Arc::clone(&log)));
-        pumps.log = Some(log);
+    pumps.log = open_log(log)?;
+    let mut sink = pumps.log.clone().map(|log| LogSink::new(Stream::Stdout, log));
+    if input != Input::None {
+        // There is no end of a terminal but its closing, which would take the process with it.
+        pumps.stdin = Some(Stdin::new(dup(&master)?, false)?);
     }
+    let [audience, _] = pumps.audiences.clone();
     let mut client = match open_writer(stdout)? {
         Some(file) if stdout.starts_with("file://") => Some(Writer::File(file)),
         Some(file) => {
@@ -260,12 +302,14 @@ pub(crate) fn terminal(
     // A terminal is no pipe; what is asked of the descriptor is the same: it can be waited for, read and written.
     let mut reader = pipe::Receiver::from_owned_fd_unchecked(dup(&master)?)?;
     pumps.tasks.push(tokio::spawn(async move {
+        let _end = audience.end_with();
         let mut buffer = vec![0; 32 * 1024];
         // EIO: the last process closed the other side.
         while let Ok(count @ 1..) = reader.read(&mut buffer).await {
             if let Some(sink) = &mut sink {
                 sink.write(&buffer[..count]);
             }
+            audience.tell(&buffer[..count]).await;
             if let Some(writer) = &mut client
                 && writer.write(&buffer[..count]).await.is_err()
             {

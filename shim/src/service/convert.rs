@@ -11,8 +11,9 @@ use containerd_shim_protos::{
 use vaina_proto::shim::{ContainerPhase, ContainerState, SandboxOptions, TaskOptions};
 
 use crate::{
-    container::{Container, Create},
+    container::{Container, Create, Streams},
     error::{Result, ShimError},
+    io::stdio::Input,
     mount::RootfsMount,
     pause::Namespaces,
     pod::{Pod, timestamp},
@@ -50,6 +51,8 @@ pub(super) fn create(pod: &Pod, request: CreateTaskRequest) -> Result<Create> {
     if !request.checkpoint.is_empty() {
         return Err(ShimError::Unimplemented("creating from a checkpoint"));
     }
+    let is_ours = request.options.as_ref().is_some_and(|any| type_name(any) == "vaina.shim.v1.TaskOptions");
+    let nameless = [&request.stdin, &request.stdout, &request.stderr].into_iter().all(String::is_empty);
     let bundle = PathBuf::from(request.bundle);
     if !bundle.is_absolute() {
         return Err(ShimError::Invalid(format!("bundle {} is not absolute", bundle.display())));
@@ -69,8 +72,18 @@ pub(super) fn create(pod: &Pod, request: CreateTaskRequest) -> Result<Create> {
             stderr: request.stderr,
             terminal: request.terminal,
         },
-        log: Some(options.log_path).filter(|path| !path.is_empty()).map(PathBuf::from),
-        stdin: options.stdin,
+        streams: if is_ours && (nameless || !options.log_path.is_empty()) {
+            Streams::Kept {
+                log: Some(options.log_path).filter(|path| !path.is_empty()).map(PathBuf::from),
+                input: match (options.stdin, options.stdin_once) {
+                    (false, _) => Input::None,
+                    (true, false) => Input::Open,
+                    (true, true) => Input::Once,
+                },
+            }
+        } else {
+            Streams::Passed
+        },
         runtime: pod.runtime(&options.binary_name, &options.root, options.systemd_cgroup),
     })
 }

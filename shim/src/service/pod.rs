@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
 use vaina_proto::shim::{
-    ExitReport, HelloRequest, HelloResponse, InspectRequest, InspectResponse, Pod as PodService, ReopenLogRequest,
-    ReopenLogResponse, StopRequest, StopResponse, WaitExitRequest,
+    AttachRequest, AttachResponse, ExitReport, HelloRequest, HelloResponse, InspectRequest, InspectResponse,
+    Pod as PodService, ReopenLogRequest, ReopenLogResponse, StopRequest, StopResponse, WaitExitRequest,
 };
 
 use super::convert;
@@ -64,5 +64,11 @@ impl PodService for Service {
             None => return Err(ShimError::Precondition(format!("container {:?} has no log", request.id)).into()),
         }
         Ok(ReopenLogResponse::default())
+    }
+
+    async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<AttachResponse> {
+        let container = self.0.container(&request.id)?;
+        let stdin = container.attach(&request.stdin, &request.stdout, &request.stderr)?;
+        Ok(AttachResponse { stdin, ..AttachResponse::default() })
     }
 }
