@@ -32,6 +32,7 @@ use crate::{
     sandbox, snapshot,
     state::{self, Store},
     stats::Stats,
+    streaming::{self, Streaming},
     work::{Changes, blocking},
 };
 
@@ -58,6 +59,8 @@ pub struct App {
     pub stats: Stats,
     /// Id of this boot.
     pub boot_id: String,
+    /// Streams that are handed out.
+    pub streaming: Streaming,
     /// Changes under way.
     pub changes: Changes,
     /// Sandboxes removed.
@@ -107,6 +110,9 @@ pub enum StartError {
     /// The network.
     #[error("open the pod network")]
     Network(#[source] network::NetworkError),
+    /// The streaming server.
+    #[error(transparent)]
+    Streaming(streaming::OpenError),
     /// Recovery.
     #[error("recover")]
     Recover(#[source] RecoverError),
@@ -122,6 +128,7 @@ impl Classify for StartError {
             Self::Images(source) => source.kind(),
             Self::Snapshots(source) => source.kind(),
             Self::Network(source) => source.kind(),
+            Self::Streaming(source) => source.kind(),
             Self::Recover(source) => source.kind(),
         }
     }
@@ -149,7 +156,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 
 impl App {
     /// Makes every part and recovers what is recorded. Nothing is served yet.
-    async fn build(config: Config) -> Result<Arc<Self>, StartError> {
+    async fn build(config: Config, streaming: Streaming) -> Result<Arc<Self>, StartError> {
         let boot_id = vaina_sys::process::boot_id().map_err(|source| StartError::Host { what: "boot id", source })?;
         let cgroups = blocking(Hierarchies::detect)
             .await
@@ -186,6 +193,7 @@ impl App {
             pool,
             cgroups,
             boot_id,
+            streaming,
             changes: Changes::default(),
             receipts: AtomicU64::new(0),
             receipts_with_remains: AtomicU64::new(0),
@@ -210,9 +218,11 @@ impl App {
         }
         let lock = lock_state(&config.state)?;
         let socket = config.socket();
-        let app = Self::build(config).await?;
+        let (streaming, streams) = Streaming::open(&config.streaming).await.map_err(StartError::Streaming)?;
+        let app = Self::build(config, streaming).await?;
         let listener = bind(&socket)?;
         let (stop, mut stopped) = watch::channel(false);
+        tokio::spawn(streams.serve(Arc::clone(&app)));
         let serving = Arc::clone(&app);
         let server = tokio::spawn(async move {
             let stopped = async move {
@@ -246,6 +256,8 @@ impl RunningApp {
     /// containers alone.
     pub async fn shut_down(self) {
         self.stop.send_replace(true);
+        // Clients are cut off, and their commands killed: nobody will be there to see them end.
+        self.app.streaming.stop();
         let left = self.app.changes.idle(DRAIN_LIMIT).await;
         if left > 0 {
             tracing::warn!(left, "changes are still under way; the next start finishes or undoes them");

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -32,6 +32,8 @@ pub struct Config {
     pub network: Network,
     /// Control groups.
     pub cgroup: Cgroup,
+    /// Server for exec, attach and port forwarding.
+    pub streaming: Streaming,
     /// RuntimeClass handlers beside the built-in ones.
     pub handlers: BTreeMap<String, Handler>,
 }
@@ -46,6 +48,7 @@ impl Default for Config {
             image: Image::default(),
             network: Network::default(),
             cgroup: Cgroup::default(),
+            streaming: Streaming::default(),
             handlers: BTreeMap::new(),
         }
     }
@@ -146,6 +149,34 @@ impl Default for Cgroup {
     }
 }
 
+/// The server whose addresses Exec, Attach and PortForward answer. The kubelet connects to it from the node itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    /// Where it listens; port 0 is any that is free.
+    pub address: SocketAddr,
+    /// A session in which nothing moves for so many seconds is cut.
+    pub idle_timeout_seconds: u64,
+    /// Plain HTTP without it.
+    pub tls: Option<Tls>,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self { address: (Ipv4Addr::LOCALHOST, 0).into(), idle_timeout_seconds: 4 * 60 * 60, tls: None }
+    }
+}
+
+/// Files in PEM format.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The server's certificate, and those that lead to a known one.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// A RuntimeClass handler.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -226,6 +257,9 @@ impl Config {
         if !self.cgroup.parent.starts_with('/') || self.cgroup.parent.split('/').any(|part| part == "..") {
             return refuse("cgroup.parent", "it must be a path from the root of the hierarchy");
         }
+        if self.streaming.idle_timeout_seconds == 0 {
+            return refuse("streaming.idle_timeout_seconds", "it must be at least 1");
+        }
         if self.image.parallel_downloads == 0 {
             return refuse("image.parallel_downloads", "it must be at least 1");
         }
@@ -270,6 +304,9 @@ mod tests {
             ("[network]\nsubnet = '10.0.0.0'", "network.subnet"),
             ("[network]\nbridge = 'a-much-too-long-name'", "network.bridge"),
             ("[cgroup]\nparent = '/a/../b'", "cgroup.parent"),
+            ("[streaming]\nidle_timeout_seconds = 0", "streaming.idle_timeout_seconds"),
+            ("[streaming]\naddress = '127.0.0.1'", "address"),
+            ("[streaming.tls]\ncertificate = '/c.pem'", "key"),
             ("root = ", "x.toml"),
         ] {
             let error = parse(text).unwrap_err();

@@ -22,5 +22,6 @@ pub mod snapshot;
 pub mod standalone;
 pub mod state;
 pub mod stats;
+pub mod streaming;
 pub mod telemetry;
 pub mod work;

@@ -18,6 +18,7 @@
 
 mod bundle;
 mod create;
+mod exec_process;
 mod exec_sync;
 mod list;
 mod record;
@@ -42,6 +43,7 @@ use vaina_proto::cri::{ContainerConfig, ContainerMetadata, LinuxContainerResourc
 
 pub use self::{
     create::{CreateError, create},
+    exec_process::ProcessError,
     exec_sync::{ExecSyncError, exec_sync},
     list::list,
     record::ContainerRecord,
@@ -54,6 +56,7 @@ pub use self::{
     update::{UpdateError, update},
 };
 pub(crate) use self::{
+    exec_process::{DRAIN_LIMIT, ExecProcess, Fifo, process_spec, unique_name},
     remove::remove_known,
     stop::{settle, stop_known},
 };

@@ -11,7 +11,7 @@ use super::{
     chunks::{Chunks, chunks},
     trace::{About, change, made, read},
 };
-use crate::{app::App, container, error::Chain, sandbox, stats};
+use crate::{app::App, container, error::Chain, sandbox, stats, streaming};
 
 pub(super) struct Runtime {
     pub(super) app: Arc<App>,
@@ -243,19 +243,29 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        Err(Status::unimplemented("Exec"))
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        let request = request.into_inner();
+        let about = About::container(&request.container_id);
+        change("Exec", about, async { streaming::exec(&self.app, request).map(|url| cri::ExecResponse { url }) }).await
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
-        Err(Status::unimplemented("Attach"))
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
+        let request = request.into_inner();
+        let about = About::container(&request.container_id);
+        change("Attach", about, async { streaming::attach(&self.app, request).map(|url| cri::AttachResponse { url }) })
+            .await
     }
 
     async fn port_forward(
         &self,
-        _: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        Err(Status::unimplemented("PortForward"))
+        let request = request.into_inner();
+        let about = About::sandbox(&request.pod_sandbox_id);
+        change("PortForward", about, async {
+            streaming::port_forward(&self.app, request).map(|url| cri::PortForwardResponse { url })
+        })
+        .await
     }
 
     async fn container_stats(

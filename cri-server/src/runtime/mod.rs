@@ -9,7 +9,7 @@ use std::{io, path::PathBuf};
 
 pub use self::{
     handler::{Handler, Handlers},
-    shim::{CreateTask, SandboxOptions, Shim},
+    shim::{CreateTask, ProcessStreams, SandboxOptions, Shim},
 };
 use crate::error::{Classify, Kind};
 

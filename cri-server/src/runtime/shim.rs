@@ -25,8 +25,8 @@ use tracing::{Instrument as _, debug_span};
 use ttrpc::context::{self, Context};
 pub use vaina_proto::shim::SandboxOptions;
 use vaina_proto::shim::{
-    ExitReport, HelloRequest, InspectRequest, InspectResponse, PodClient, ReopenLogRequest, StopRequest, TaskOptions,
-    WaitExitRequest,
+    AttachRequest, ExitReport, HelloRequest, InspectRequest, InspectResponse, PodClient, ReopenLogRequest, StopRequest,
+    TaskOptions, WaitExitRequest,
 };
 
 use super::{Handler, NAMESPACE, RuntimeError};
@@ -58,6 +58,19 @@ pub struct CreateTask<'a> {
     pub stdin: bool,
     /// Its stdin ends with the first client.
     pub stdin_once: bool,
+}
+
+/// FIFOs of a process or of a client, and whether it has a terminal.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct ProcessStreams<'a> {
+    /// Read by the process.
+    pub stdin: Option<&'a Path>,
+    /// Written by the process, or shown on its terminal.
+    pub stdout: Option<&'a Path>,
+    /// Written by the process.
+    pub stderr: Option<&'a Path>,
+    /// It has one.
+    pub terminal: bool,
 }
 
 /// A connection to one shim.
@@ -280,15 +293,16 @@ impl Shim {
         id: &ContainerId,
         exec_id: &str,
         process: &[u8],
-        stdout: &Path,
-        stderr: &Path,
+        streams: &ProcessStreams<'_>,
     ) -> Result<(), RuntimeError> {
         let spec = any("types.containerd.io/opencontainers/runtime-spec/1/Process", process.to_vec());
         let request = api::ExecProcessRequest {
             id: id.to_string(),
             exec_id: exec_id.to_owned(),
-            stdout: text(stdout),
-            stderr: text(stderr),
+            stdin: streams.stdin.map(text).unwrap_or_default(),
+            stdout: streams.stdout.map(text).unwrap_or_default(),
+            stderr: streams.stderr.map(text).unwrap_or_default(),
+            terminal: streams.terminal,
             spec: MessageField::some(spec),
             ..Default::default()
         };
@@ -316,6 +330,43 @@ impl Shim {
             ..Default::default()
         };
         call("Kill", SHORT, self.tasks.kill(limit(SHORT), &request)).await.map(drop)
+    }
+
+    /// Sets the size of the terminal of a further process, or of the container itself without an id.
+    pub async fn resize_process(
+        &self,
+        id: &ContainerId,
+        exec_id: &str,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), RuntimeError> {
+        let request = api::ResizePtyRequest {
+            id: id.to_string(),
+            exec_id: exec_id.to_owned(),
+            width: columns.into(),
+            height: rows.into(),
+            ..Default::default()
+        };
+        call("ResizePty", SHORT, self.tasks.resize_pty(limit(SHORT), &request)).await.map(drop)
+    }
+
+    /// Closes what the shim has open of the stdin of a further process.
+    pub async fn close_stdin(&self, id: &ContainerId, exec_id: &str) -> Result<(), RuntimeError> {
+        let request =
+            api::CloseIORequest { id: id.to_string(), exec_id: exec_id.to_owned(), stdin: true, ..Default::default() };
+        call("CloseIO", SHORT, self.tasks.close_io(limit(SHORT), &request)).await.map(drop)
+    }
+
+    /// Shows a client what a container writes from now on; answers whether the container takes what the client writes.
+    pub async fn attach(&self, id: &ContainerId, streams: &ProcessStreams<'_>) -> Result<bool, RuntimeError> {
+        let request = AttachRequest {
+            id: id.to_string(),
+            stdin: streams.stdin.map(text).unwrap_or_default(),
+            stdout: streams.stdout.map(text).unwrap_or_default(),
+            stderr: streams.stderr.map(text).unwrap_or_default(),
+            ..Default::default()
+        };
+        call("Attach", SHORT, self.pods.attach(limit(SHORT), &request)).await.map(|answer| answer.stdin)
     }
 
     /// Forgets a further process that has ended.
