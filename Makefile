@@ -131,7 +131,7 @@ unit: deps ## Unit tests, part tests and the planner's simulation (root)
 	$(CARGO) test $(LOCKED) -p vaina-tests --lib --bins 2>&1 | tee -a $(LOG)
 
 .PHONY: e2e
-e2e: deps cgroups shim ## End-to-end tests: real daemon, shim, containers and registry (root)
+e2e: deps cgroups shim tools ## End-to-end tests: real daemon, shim, containers and registry (root)
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test e2e -- $(TESTS) 2>&1 | tee -a $(LOG)
 
@@ -146,6 +146,16 @@ soak: ## The fault tests for some minutes (root)
 
 CRI_TOOLS := v1.36.0
 CRITEST := $(TOOLS)/bin/critest-$(CRI_TOOLS)
+
+CRICTL := $(TOOLS)/bin/crictl-$(CRI_TOOLS)
+
+.PHONY: tools
+tools: $(CRICTL) ## The Kubernetes project's client, with which streaming is tested
+
+$(CRICTL):
+	@command -v go >/dev/null || { echo "go is missing: install Go 1.26.4 or later" >&2; exit 1; }
+	cd / && GOBIN=$(@D)/new go install sigs.k8s.io/cri-tools/cmd/crictl@$(CRI_TOOLS)
+	mv $(@D)/new/crictl $@ && rmdir $(@D)/new
 
 .PHONY: critest-tools
 critest-tools: $(CRITEST)
@@ -193,6 +203,19 @@ test-vm: vm-programs ## Groups of tests in a Debian guest with systemd and cgrou
 vm-shell: ## A root shell in the guest that GROUP="e2e-cgroup2" has left (root)
 	@[ -x $(GUEST) ] || { echo "no group has run yet: make test-vm" >&2; exit 1; }
 	$(GUEST) shell target/vm/$(or $(GROUP),e2e-cgroup2)
+
+CARGO_FUZZ := 0.13.2
+FUZZ := $(TOOLS)/bin/cargo-fuzz
+FUZZ_SECONDS ?= 20
+
+# Outside the checkout, whose configuration is for programs of other kinds.
+$(FUZZ):
+	cd / && $(CARGO) install --quiet --locked --version $(CARGO_FUZZ) --root $(TOOLS) cargo-fuzz
+
+.PHONY: fuzz
+fuzz: $(FUZZ) ## Feeds what is read of clients with what nobody would send (FUZZ_SECONDS)
+	mkdir -p target/fuzz/spdy
+	RUSTC_BOOTSTRAP=1 $(FUZZ) fuzz run --fuzz-dir fuzz spdy target/fuzz/spdy fuzz/corpus/spdy -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1
 
 .PHONY: test
 test: ## Everything that must pass before a change lands (root)

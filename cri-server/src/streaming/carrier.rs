@@ -82,19 +82,21 @@ impl Input {
 
 /// The other end of an [`Input`], for the task that reads the connection.
 #[derive(Debug)]
-pub(super) struct Feed(mpsc::Sender<Item>);
+pub(super) struct Feed {
+    queue: mpsc::Sender<Item>,
+    commands: mpsc::Sender<Command>,
+}
 
-/// A stream's two ends.
-pub(super) fn input() -> (Feed, Input) {
-    // One more for the end, which therefore never waits.
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    (Feed(sender), Input(receiver))
+/// The two ends of what a client sends on a stream.
+pub(super) fn input(commands: &mpsc::Sender<Command>) -> (Feed, Input) {
+    let (queue, receiver) = mpsc::channel(QUEUE);
+    (Feed { queue, commands: commands.clone() }, Input(receiver))
 }
 
 impl Feed {
     /// Hands bytes over. A stream that nobody reads any more swallows them.
     async fn push(&self, item: Item, line: &Line) -> Result<(), Lost> {
-        let permit = self.0.reserve();
+        let permit = self.queue.reserve();
         tokio::pin!(permit);
         loop {
             tokio::select! {
@@ -104,10 +106,14 @@ impl Feed {
                     }
                     return Ok(());
                 }
-                () = sleep(LOOK) => if line.has_hung_up() {
-                    return Err(Lost);
-                },
+                () = sleep(LOOK) => {}
             }
+            // Its last word may be behind what we do not read. But to one that is gone nothing can be sent.
+            if line.has_hung_up() {
+                return Err(Lost);
+            }
+            // When there is no room something is being sent.
+            drop(self.commands.try_send(Command::Nudge));
         }
     }
 
@@ -131,6 +137,8 @@ pub(super) enum Command {
     Reset(u32),
     /// Send a frame of the protocol itself.
     Frame(Frame),
+    /// Send what the client need not answer.
+    Nudge,
     /// Say goodbye; nothing comes after it.
     Close,
 }

@@ -94,7 +94,7 @@ impl Reader {
         for event in reaction.events {
             match event {
                 Event::Open { id, headers } => {
-                    let (feed, input) = carrier::input();
+                    let (feed, input) = carrier::input(&self.commands);
                     let output = Output::new(id, self.commands.clone());
                     if self.opened.send(Opened { id, headers, input, output }).await.is_err() {
                         drop(self.commands.send(Command::Reset(id)).await);
@@ -160,6 +160,7 @@ fn frame(session: &mut Session, command: Command) -> Option<Frame> {
         Command::Finish(id) => session.finish(id),
         Command::Reset(id) => session.reset(id),
         Command::Frame(frame) => Some(frame),
+        Command::Nudge => Some(Frame::Settings),
         Command::Close => Some(session.leave()),
     }
 }

@@ -289,7 +289,7 @@ mod tests {
 
     fn opened(id: u32, headers: &[(&str, &str)]) -> (Opened, mpsc::Receiver<Command>, carrier::Feed) {
         let (commands, queue) = carrier::commands();
-        let (feed, input) = carrier::input();
+        let (feed, input) = carrier::input(&commands);
         let headers = headers.iter().copied().collect();
         (Opened { id, headers, input, output: Output::new(id, commands) }, queue, feed)
     }
@@ -347,7 +347,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = port.unwrap_or(listener.local_addr().unwrap().port());
         let (commands, mut queue) = carrier::commands();
-        let (feed, input) = carrier::input();
+        let (feed, input) = carrier::input(&commands);
         let (data, error) = (Output::new(1, commands.clone()), Output::new(3, commands));
         let line = Line::new(|| false);
         let client = async {

@@ -66,7 +66,7 @@ where
 {
     let (sink, source) = socket(stream).await.split();
     let (commands, queue) = carrier::commands();
-    let (feeds, inputs) = sends.iter().map(|sends| sends.then(carrier::input).unzip()).unzip();
+    let (feeds, inputs) = sends.iter().map(|sends| sends.then(|| carrier::input(&commands)).unzip()).unzip();
     let reader = read(source, Arc::clone(&line), feeds, tells_ends);
     let writer = write(sink, Arc::clone(&line), queue);
     let carrier = Carrier::start(line, commands.clone(), limits, reader, writer);
@@ -132,6 +132,8 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
                 drop(sink.send(goodbye()).await);
                 return;
             }
+            // One that nobody asked for is a heartbeat.
+            Command::Nudge => Message::Pong(Bytes::new()),
             // They have no words for it.
             Command::Finish(_) | Command::Reset(_) | Command::Frame(_) => continue,
         };

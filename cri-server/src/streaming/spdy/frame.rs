@@ -8,7 +8,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use super::headers::{Deflate, Headers, Inflate};
 
 /// Most bytes of a control frame behind its header.
-const CONTROL_MAX: usize = 16 << 10;
+const CONTROL_MAX: usize = 32 << 10;
 /// The bit that says it is a control frame.
 const CONTROL: u32 = 1 << 31;
 /// SPDY/3 and SPDY/3.1 name themselves alike.
@@ -147,10 +147,10 @@ impl Decoder {
                 let (id, block) = stream_id(body, "HEADERS")?;
                 Frame::Headers { id, fin, headers: self.inflate.block(block)? }
             }
-            RST_STREAM => match numbers(body, "RST_STREAM")? {
-                [0, _] => return Err(SpdyError::Malformed("RST_STREAM")),
-                [id, status] => Frame::RstStream { id: id & !CONTROL, status },
-            },
+            RST_STREAM => {
+                let [id, status] = numbers(body, "RST_STREAM")?;
+                Frame::RstStream { id: id & !CONTROL, status }
+            }
             SETTINGS => Frame::Settings,
             PING => {
                 let [id] = numbers(body, "PING")?;
