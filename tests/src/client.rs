@@ -95,6 +95,10 @@ impl Cri {
         runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         /// `UpdatePodSandboxResources`.
         runtime.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+        /// `Exec`.
+        runtime.exec(ExecRequest) -> ExecResponse;
+        /// `PortForward`.
+        runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
         /// `Attach`.
         runtime.attach(AttachRequest) -> AttachResponse;
         /// `PullImage`.

@@ -101,3 +101,12 @@ pub fn cgroups_for_crun() -> Result<()> {
     }
     Ok(())
 }
+
+/// Finds a program of the Kubernetes project that `make` keeps beside the checkout, by its name and version.
+pub fn kept_tool(name: &str, target: &str) -> Result<PathBuf> {
+    let home = env::var_os("HOME").context("HOME is not set")?;
+    let kept = env::var_os("VAINA_TOOLS").map_or_else(|| Path::new(&home).join(".cache/vaina-tools"), PathBuf::from);
+    let program = kept.join("bin").join(name);
+    ensure!(program.exists(), "{} is missing: run `make {target}`", program.display());
+    Ok(program)
+}

@@ -4,8 +4,10 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
+    net::{Shutdown, TcpListener},
     process::{Command, ExitCode},
     str::FromStr,
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -30,6 +32,7 @@ const USAGE: &str = "probe sem-create KEY VALUE | sem-value KEY | sem-remove KEY
       | lines COUNT              COUNT lines of 100 bytes and a last one, as fast as they are taken
       | effective-uid            say whom it runs as, which a setuid bit changes
       | pause                    wait to be ended
+      | echo PORT                send back what comes, to each that connects
       | exit CODE";
 
 fn main() -> ExitCode {
@@ -90,6 +93,7 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
         ["pause"] => loop {
             unistd::pause();
         },
+        ["echo", port] => return echo(port.parse()?),
         ["exit", code] => return Ok(ExitCode::from(code.parse::<u8>()?)),
         _ => bail!("usage: {USAGE}"),
     }
@@ -115,6 +119,20 @@ fn lines(count: usize) -> Result<()> {
     }
     out.write_all(b"the last line\n")?;
     Ok(out.flush()?)
+}
+
+/// Sends back what each connection brings, all at once.
+fn echo(port: u16) -> Result<ExitCode> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).context("bind TCP")?;
+    say("echoing")?;
+    loop {
+        let (mut from, _) = listener.accept().context("accept")?;
+        thread::spawn(move || -> io::Result<()> {
+            let mut to = from.try_clone()?;
+            io::copy(&mut from, &mut to)?;
+            to.shutdown(Shutdown::Write)
+        });
+    }
 }
 
 /// Waits for signals instead of handling them, so that as PID 1 none is lost and none ends us.

@@ -20,6 +20,7 @@ mod sandbox;
 mod shared;
 mod stats;
 mod stream_lists;
+mod streaming;
 mod telemetry;
 mod update;
 
