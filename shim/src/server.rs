@@ -19,6 +19,7 @@ const GOODBYE: Duration = Duration::from_millis(500);
 
 /// Serves until it is told to end.
 pub(crate) fn serve(args: &Args) -> Result<()> {
+    vaina_sys::memory::give_back_early();
     let boot = spans::start("boot", &args.id);
     let listener = inherited_listener().step(|| "take the listening socket".to_owned())?;
     let bundle = bundle(args)?;

@@ -6,8 +6,10 @@
 pub mod cgroup;
 pub mod fs;
 pub mod inherit;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod pty;
+pub mod semaphore;
 pub mod sysvipc;
