@@ -2,8 +2,10 @@
 //! is skipped in silence tells lies.
 
 use std::{
-    env,
+    env, fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,9 +19,38 @@ pub struct Programs {
     pub shim: PathBuf,
 }
 
-/// Finds the programs under test.
+/// The name that the daemon looks for beside itself.
+const SHIM: &str = "containerd-shim-vaina-v1";
+
+/// Finds the programs under test and puts them side by side, as they are installed: a daemon takes the shim beside it first,
+/// and where cargo built it that is another one.
 pub fn programs() -> Result<Programs> {
-    Ok(Programs { vaina: program("VAINA_BIN", "vaina")?, shim: program("VAINA_SHIM", "containerd-shim-vaina-v1")? })
+    let (vaina, shim) = (program("VAINA_BIN", "vaina")?, program("VAINA_SHIM", SHIM)?);
+    let directory = vaina.parent().context("find the directory of vaina")?.join("e2e");
+    fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+    let beside = |program: &Path, name: &str| -> Result<PathBuf> {
+        let path = directory.join(name);
+        link(program, &path).with_context(|| format!("link {} to {}", program.display(), path.display()))?;
+        Ok(path)
+    };
+    Ok(Programs { vaina: beside(&vaina, "vaina")?, shim: beside(&shim, SHIM)? })
+}
+
+/// Makes `path` the same file as `program`, in one step since other tests run it.
+fn link(program: &Path, path: &Path) -> Result<()> {
+    let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    let wanted = identity(program)?;
+    if identity(path).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let new = path.with_extension(format!("{}-{number}", std::process::id()));
+    fs::hard_link(program, &new)?;
+    fs::rename(&new, path)?;
+    // A rename to another name of the same file does nothing.
+    let _ = fs::remove_file(&new);
+    Ok(())
 }
 
 /// A program by an environment variable, or beside the test.
@@ -91,7 +122,7 @@ pub fn cgroups_for_crun() -> Result<()> {
         return Ok(());
     }
     for controller in ["hugetlb", "perf_event", "net_cls", "net_prio"] {
-        let known = std::fs::read_to_string("/proc/cgroups").context("read /proc/cgroups")?;
+        let known = fs::read_to_string("/proc/cgroups").context("read /proc/cgroups")?;
         if known.lines().any(|line| line.split_whitespace().next() == Some(controller)) {
             ensure!(
                 root.join(controller).join("tasks").exists(),
