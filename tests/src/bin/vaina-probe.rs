@@ -1,10 +1,11 @@
-//! What tests run inside containers where busybox falls short: System V IPC, POSIX shared memory, signals, orphans and
+//! What tests run inside containers where busybox falls short: System V IPC, POSIX shared memory and semaphores, signals, orphans and
 //! memory. One subcommand each; output on stdout, flushed line by line; an error exits 1 and says why on stderr.
 
 use std::{
+    ffi::CString,
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{Shutdown, TcpListener},
+    net::{Shutdown, TcpListener, UdpSocket},
     process::{Command, ExitCode},
     str::FromStr,
     thread,
@@ -20,11 +21,15 @@ use nix::{
     },
     unistd,
 };
-use vaina_sys::sysvipc::{self, Key};
+use vaina_sys::{
+    semaphore::Semaphore,
+    sysvipc::{self, Key},
+};
 
 const USAGE: &str = "probe sem-create KEY VALUE | sem-value KEY | sem-remove KEY
       | seg-create KEY TEXT | seg-read KEY | seg-remove KEY      (System V)
       | shm-create NAME TEXT | shm-read NAME                     (POSIX)
+      | psem-create NAME VALUE | psem-wait NAME | psem-post NAME (POSIX)
       | signals [SIGNAL=CODE]    print each signal; exit with CODE after SIGNAL
       | orphan SECONDS           leave a process behind whose parent is gone, and wait too
       | allocate MIB             touch that much memory, then wait for a signal
@@ -32,6 +37,7 @@ const USAGE: &str = "probe sem-create KEY VALUE | sem-value KEY | sem-remove KEY
       | lines COUNT              COUNT lines of 100 bytes and a last one, as fast as they are taken
       | effective-uid            say whom it runs as, which a setuid bit changes
       | pause                    wait to be ended
+      | serve PORT               say who asks, to each that connects (TCP) or sends (UDP)
       | echo PORT                send back what comes, to each that connects
       | exit CODE";
 
@@ -66,6 +72,9 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
             File::from(object).read_to_string(&mut text)?;
             say(&text)?;
         }
+        ["psem-create", name, value] => drop(Semaphore::create(&CString::new(*name)?, value.parse()?)?),
+        ["psem-wait", name] => Semaphore::open(&CString::new(*name)?)?.wait()?,
+        ["psem-post", name] => Semaphore::open(&CString::new(*name)?)?.post()?,
         ["signals"] => return signals(None),
         ["signals", end] => {
             let (signal, code) = end.split_once('=').context("SIGNAL=CODE")?;
@@ -93,6 +102,7 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
         ["pause"] => loop {
             unistd::pause();
         },
+        ["serve", port] => return serve(port.parse()?),
         ["echo", port] => return echo(port.parse()?),
         ["exit", code] => return Ok(ExitCode::from(code.parse::<u8>()?)),
         _ => bail!("usage: {USAGE}"),
@@ -119,6 +129,25 @@ fn lines(count: usize) -> Result<()> {
     }
     out.write_all(b"the last line\n")?;
     Ok(out.flush()?)
+}
+
+/// Answers with the address that it is asked from, on all addresses of both protocols.
+fn serve(port: u16) -> Result<ExitCode> {
+    let datagrams = UdpSocket::bind(("0.0.0.0", port)).context("bind UDP")?;
+    let listener = TcpListener::bind(("0.0.0.0", port)).context("bind TCP")?;
+    say("serving")?;
+    thread::spawn(move || -> io::Result<()> {
+        let mut buffer = [0; 1500];
+        loop {
+            let (_, from) = datagrams.recv_from(&mut buffer)?;
+            datagrams.send_to(from.ip().to_string().as_bytes(), from)?;
+        }
+    });
+    loop {
+        let (mut stream, from) = listener.accept().context("accept")?;
+        // Whoever asked may be gone.
+        let _ = stream.write_all(from.ip().to_string().as_bytes());
+    }
 }
 
 /// Sends back what each connection brings, all at once.

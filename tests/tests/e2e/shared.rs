@@ -3,9 +3,16 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use nix::mount::MsFlags;
+use nix::{
+    mount::MsFlags,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use vaina_proto::cri::{MountPropagation, NamespaceMode};
-use vaina_sys::mount;
+use vaina_sys::{
+    mount,
+    sysvipc::{self, Key},
+};
 use vaina_tests::{
     build::Container,
     node::{IMAGE, e2e},
@@ -112,6 +119,124 @@ fn mounts_made_on_the_host_later_are_seen_as_propagation_says() {
         assert_eq!(node.sh(&container, "ls /later/inner").await?.trim(), "");
         mount::detach(&second)?;
         node.remove_pod(&id).await?;
+        Ok(())
+    });
+}
+
+/// Keys and names that no other test has, since some are seen by the whole machine.
+fn own_key(salt: u32) -> i32 {
+    (((std::process::id() << 8) | salt) & 0x7fff_ffff).cast_signed()
+}
+
+#[test]
+fn semaphores_and_memory_are_shared_in_a_pod_and_not_between_pods() {
+    e2e(async |node| {
+        let (pod, other) = (node.pod("near"), node.pod("far"));
+        let (id, other_id) = (node.run_pod(&pod).await?, node.run_pod(&other).await?);
+        let idle = |name: &str| Container::new(name, IMAGE).sh("sleep 1000");
+        let one = node.start(&id, &pod, &idle("one")).await?;
+        let two = node.start(&id, &pod, &idle("two")).await?;
+        let far = node.start(&other_id, &other, &idle("far")).await?;
+        let (semaphore, segment) = (own_key(1), own_key(2));
+        for make in [
+            format!("sem-create {semaphore} 5"),
+            format!("seg-create {segment} shared-by-all"),
+            "shm-create /memory shared-too".to_owned(),
+            "psem-create /semaphore 0".to_owned(),
+        ] {
+            node.sh(&one, &format!("probe {make}")).await?;
+        }
+        let reads = [
+            (format!("sem-value {semaphore}"), "5"),
+            (format!("seg-read {segment}"), "shared-by-all"),
+            ("shm-read /memory".to_owned(), "shared-too"),
+        ];
+        for (read, value) in &reads {
+            assert_eq!(node.sh(&two, &format!("probe {read}")).await?, *value, "{read}");
+            let elsewhere = node.exec(&far, &["/bin/sh", "-c", &format!("probe {read}")]).await?;
+            assert!(elsewhere.code == 1 && elsewhere.stderr.contains("No such file"), "{read}: {elsewhere:?}");
+        }
+        assert!(node.sh(&far, "probe psem-post /semaphore").await.is_err(), "no semaphore of another pod");
+        // The node has none of them either.
+        assert!(sysvipc::semaphore_value(Key(semaphore)).is_err() && sysvipc::segment_read(Key(segment)).is_err());
+        // One waits, the other wakes it.
+        let (waited, posted) =
+            tokio::join!(node.sh(&one, "probe psem-wait /semaphore"), node.sh(&two, "probe psem-post /semaphore"));
+        waited.and(posted)?;
+        // The same keys mean other things elsewhere.
+        node.sh(&far, &format!("probe sem-create {semaphore} 9")).await?;
+        assert_eq!(node.sh(&two, &format!("probe sem-value {semaphore}")).await?, "5");
+        // They are the pod's: they outlive who made them.
+        node.cri().stop_container(&one, 0).await?;
+        node.cri().remove_container(&one).await?;
+        let next = node.start(&id, &pod, &idle("one").attempt(1)).await?;
+        for (read, value) in &reads {
+            assert_eq!(node.sh(&next, &format!("probe {read}")).await?, *value, "{read}");
+        }
+        node.remove_pod(&id).await?;
+        node.remove_pod(&other_id).await?;
+        // And end with it.
+        let id = node.run_pod(&pod).await?;
+        let again = node.start(&id, &pod, &idle("one")).await?;
+        for (read, _) in &reads {
+            assert!(node.sh(&again, &format!("probe {read}")).await.is_err(), "{read} of a pod that is gone");
+        }
+        node.remove_pod(&id).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pod_in_the_nodes_ipc_namespace_shares_it_with_the_node() {
+    e2e(async |node| {
+        let pod = node.pod("host-ipc").host_ipc();
+        let id = node.run_pod(&pod).await?;
+        let container = node.start(&id, &pod, &Container::new("c", IMAGE).sh("sleep 1000")).await?;
+        let pid = node.cri().container_pid(&container).await?;
+        assert_eq!(namespace(pid, "ipc")?, namespace(std::process::id(), "ipc")?);
+        assert_ne!(namespace(pid, "uts")?, namespace(std::process::id(), "uts")?);
+        let key = own_key(3);
+        node.sh(&container, &format!("probe sem-create {key} 3")).await?;
+        let seen = sysvipc::semaphore_value(Key(key));
+        sysvipc::semaphore_remove(Key(key))?;
+        assert_eq!(seen?, 3);
+        let name = format!("vaina-e2e-{key}");
+        node.sh(&container, &format!("probe shm-create /{name} x")).await?;
+        let path = format!("/dev/shm/{name}");
+        let seen = fs::read_to_string(&path);
+        fs::remove_file(&path)?;
+        assert_eq!(seen?, "x");
+        node.remove_pod(&id).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_volume_outlives_the_restart_of_a_container() {
+    e2e(async |node| {
+        let pod = node.pod("volume");
+        let id = node.run_pod(&pod).await?;
+        let volume = node.volume("shared")?;
+        let reader = Container::new("reader", IMAGE).mount(&volume, "/in").sh("sleep 1000");
+        let reader = node.start(&id, &pod, &reader).await?;
+        let config = Container::new("writer", IMAGE).mount(&volume, "/out").sh(
+            "cat /own 2>/dev/null; echo x > /own; echo run >> /out/runs; cat /out/runs; echo done; exec sleep 1000",
+        );
+        for attempt in 0..3 {
+            let writer = node.start(&id, &pod, &config.clone().attempt(attempt)).await?;
+            let runs = "run\n".repeat(usize::try_from(attempt)? + 1);
+            // Its own file system is new each time, the volume is not.
+            assert_eq!(node.wait_log(&writer, "done").await?, format!("{runs}done\n"));
+            assert_eq!(node.sh(&reader, "cat /in/runs").await?, runs.trim_end());
+            // As the OOM killer or an operator would.
+            let pid = i32::try_from(node.cri().container_pid(&writer).await?)?;
+            kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+            let status = node.wait_exited(&writer).await?;
+            assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+            assert_eq!(status.log_path, format!("{}/writer/{attempt}.log", pod.config.log_directory));
+        }
+        node.remove_pod(&id).await?;
+        assert_eq!(fs::read_to_string(volume.join("runs"))?, "run\n".repeat(3), "it is the caller's to remove");
         Ok(())
     });
 }
