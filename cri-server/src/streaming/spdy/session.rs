@@ -97,7 +97,7 @@ impl Session {
 
     fn open(&mut self, id: u32, fin: bool, unidirectional: bool, headers: Headers) -> Reaction {
         let refuse = |status| Reaction { events: Vec::new(), answer: Some(Frame::RstStream { id, status }) };
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             // What is wrong with a new stream must not end the old one of its number.
             let is_open = self.streams.contains_key(&id);
             return if is_open { Reaction::default() } else { refuse(PROTOCOL_ERROR) };
