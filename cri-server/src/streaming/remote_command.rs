@@ -90,8 +90,11 @@ impl Remote {
             || wanted.stderr && stderr.is_none()
             || has_resize && resize.is_none()
         {
-            let opened = timeout_at(deadline, streams.recv()).await.ok().flatten().ok_or(Lost)?;
-            let Opened { headers, input, output, .. } = opened;
+            let opened = tokio::select! {
+                opened = timeout_at(deadline, streams.recv()) => opened.ok().flatten(),
+                _ = carrier.lost() => None,
+            };
+            let Opened { headers, input, output, .. } = opened.ok_or(Lost)?;
             match headers.get("streamType") {
                 Some("stdin") if wanted.stdin && stdin.is_none() => stdin = Some((input, output)),
                 Some("stdout") if wanted.stdout && stdout.is_none() => stdout = Some(output),

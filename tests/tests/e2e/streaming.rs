@@ -121,12 +121,16 @@ fn exec_has_streams_apart_and_the_commands_exit_code() {
 fn execs_stdin_arrives_whole_and_ends() {
     e2e(async |node| {
         let (sandbox, id) = sleeper(node).await?;
-        let text: Vec<u8> = (0..300_000).flat_map(|number: u32| number.to_le_bytes()).collect();
+        let text: Vec<u8> = (0..2_000_000).flat_map(|number: u32| number.to_le_bytes()).collect();
         let file = node.directory().join("input");
         fs::write(&file, &text)?;
         let sum = vaina_tests::node::run(Command::new("sha256sum").stdin(fs::File::open(&file)?))?;
         for transport in TRANSPORTS {
             let mut command = crictl(&["exec", "-i", "-r", transport, &id, "/bin/sha256sum"])?;
+            let ended = Running::start(command.stdin(fs::File::open(&file)?))?.end().await?.expect(0)?;
+            assert_eq!(ended.out, sum, "{transport}");
+            // One that takes its time: meanwhile the client is held back, and hears what it must ignore.
+            let mut command = crictl(&["exec", "-i", "-r", transport, &id, "/bin/sh", "-c", "sleep 3; sha256sum"])?;
             let ended = Running::start(command.stdin(fs::File::open(&file)?))?.end().await?.expect(0)?;
             assert_eq!(ended.out, sum, "{transport}");
             // One that does not read its input to the end.
@@ -499,6 +503,90 @@ fn ports_are_forwarded() {
         node.remove_pod(&sandbox).await?;
         assert!(running.end().await?.code != 0);
         Ok(())
+    });
+}
+
+/// A client that speaks WebSocket channels, as some others than Go's do.
+struct Channels(TcpStream);
+
+impl Channels {
+    fn open(url: &str, protocol: &str) -> Result<Self> {
+        let rest = url.strip_prefix("http://").context("plain http")?;
+        let (address, path) = rest.split_once('/').context("a path")?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        write!(
+            stream,
+            "GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            answer.extend(byte);
+        }
+        let answer = String::from_utf8(answer)?.to_lowercase();
+        ensure!(answer.contains(" 101 ") && answer.contains(protocol), "{answer}");
+        Ok(Self(stream))
+    }
+
+    /// Sends a message of up to 124 bytes, with a mask that changes nothing.
+    fn send(&mut self, channel: u8, text: &[u8]) -> Result<()> {
+        let mut message = vec![0x82, 0x80 | u8::try_from(text.len() + 1)?, 0, 0, 0, 0, channel];
+        message.extend_from_slice(text);
+        Ok(self.0.write_all(&message)?)
+    }
+
+    /// The next message, which must be short: its kind and its content.
+    fn receive(&mut self) -> Result<(u8, Vec<u8>)> {
+        let mut head = [0; 2];
+        self.0.read_exact(&mut head)?;
+        ensure!(head[1] < 126, "a message of {} bytes or more", head[1]);
+        let mut content = vec![0; head[1].into()];
+        self.0.read_exact(&mut content)?;
+        Ok((head[0] & 15, content))
+    }
+}
+
+#[test]
+fn channels_serve_other_clients() {
+    e2e(async |node| {
+        let (pod, sandbox) = pod(node, "channels").await?;
+        let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).command(&["/bin/probe", "echo", "7"])).await?;
+        node.wait_log(&id, "echoing").await?;
+        let port = vec![7, 9];
+        let request = cri::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port };
+        let mut ports = Channels::open(&node.cri().port_forward(request).await?.url, "v4.channel.k8s.io")?;
+        let mut greetings = vec![ports.receive()?, ports.receive()?, ports.receive()?, ports.receive()?];
+        let mut refusal = Vec::new();
+        if let Some(early) = greetings.iter().position(|(_, content)| content.len() > 3) {
+            refusal = greetings.remove(early).1;
+            greetings.push(ports.receive()?);
+        }
+        greetings.sort();
+        let greeting = |channel, port| (2, vec![channel, port, 0]);
+        assert_eq!(greetings, [greeting(0, 7), greeting(1, 7), greeting(2, 9), greeting(3, 9)]);
+        if refusal.is_empty() {
+            refusal = ports.receive()?.1;
+        }
+        assert!(refusal[0] == 3 && String::from_utf8_lossy(&refusal).contains("refused"), "{refusal:?}");
+        ports.send(0, b"text")?;
+        assert_eq!(ports.receive()?, (2, b"\0text".to_vec()));
+        drop(ports);
+        // The oldest protocol has no status, and nobody can end its stdin.
+        let cmd = ["/bin/sh", "-c", "read x; echo got $x; exit 3"].map(str::to_owned).to_vec();
+        let request =
+            cri::ExecRequest { container_id: id, cmd, stdin: true, stdout: true, ..cri::ExecRequest::default() };
+        let mut exec = Channels::open(&node.cri().exec(request).await?.url, "channel.k8s.io")?;
+        assert_eq!(exec.receive()?, (2, vec![1]), "it is there");
+        exec.send(0, b"it\n")?;
+        assert_eq!(exec.receive()?, (2, b"\x01got it\n".to_vec()));
+        let word = exec.receive()?.1;
+        assert!(word[0] == 3 && String::from_utf8_lossy(&word).ends_with("exit status 3"), "{word:?}");
+        assert_eq!(exec.receive()?, (8, 1000_u16.to_be_bytes().to_vec()), "a normal end");
+        Ok(node.remove_pod(&sandbox).await?)
     });
 }
 
