@@ -44,6 +44,8 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
         spec::spell_out_groups(&mut spec, &host.v1)
             .map_err(|error| OciError::library("describe the mounts of control groups", &error))?;
     }
+    super::volumes::stage(&mut spec, &bundle)
+        .map_err(|source| OciError::Prepare { step: "set the propagation of volumes", source })?;
 
     // The library reads the configuration itself; where it would read something else than is meant, it gets a copy.
     let shadow = container::shadow(&root, &create.id);

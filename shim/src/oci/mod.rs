@@ -16,6 +16,7 @@ mod milestones;
 mod spec;
 mod trace;
 mod update;
+mod volumes;
 mod workload;
 
 use std::{

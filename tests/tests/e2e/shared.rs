@@ -240,3 +240,50 @@ fn a_volume_outlives_the_restart_of_a_container() {
         Ok(())
     });
 }
+
+#[test]
+fn volumes_of_one_container_propagate_each_as_it_says() {
+    e2e(async |node| {
+        for handler in ["", "crun", "runc"] {
+            let pod = node.pod(&format!("mixed-{handler}")).handler(handler).privileged();
+            let id = node.run_pod(&pod).await?;
+            let volumes = [
+                ("private", MountPropagation::PropagationPrivate),
+                ("slave", MountPropagation::PropagationHostToContainer),
+                ("shared", MountPropagation::PropagationBidirectional),
+            ];
+            let mut container = Container::new("c", IMAGE).privileged().sh("sleep 1000");
+            let mut paths = Vec::new();
+            for (name, propagation) in volumes {
+                let path = node.volume(&format!("mixed-{handler}-{name}"))?;
+                for inner in ["from-host", "from-container"] {
+                    fs::create_dir(path.join(inner))?;
+                }
+                container = container.mount_with(&path, &format!("/v/{name}"), false, propagation);
+                paths.push(path);
+            }
+            let container = node.start(&id, &pod, &container).await?;
+            for path in &paths {
+                let inner = path.join("from-host");
+                mount::filesystem("tmpfs", "late", &inner, MsFlags::empty(), "")?;
+                fs::write(inner.join("file"), "")?;
+            }
+            let seen = node.sh(&container, "cd /v; ls */from-host/file 2>/dev/null; true").await?;
+            assert_eq!(seen, "shared/from-host/file\nslave/from-host/file", "{handler:?}");
+            node.sh(
+                &container,
+                "for v in /v/*; do mount -t tmpfs none $v/from-container && touch $v/from-container/file; done",
+            )
+            .await?;
+            let back: Vec<bool> = paths.iter().map(|path| path.join("from-container/file").exists()).collect();
+            assert_eq!(back, [false, false, true], "{handler:?}");
+            // Before the container goes: what it has mounted on the host is the host's.
+            mount::detach(&paths[2].join("from-container"))?;
+            for path in &paths {
+                mount::detach(&path.join("from-host"))?;
+            }
+            node.remove_pod(&id).await?;
+        }
+        Ok(())
+    });
+}
