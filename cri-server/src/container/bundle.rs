@@ -101,6 +101,10 @@ pub(super) async fn write(app: &App, container: &Container) -> Result<User, Bund
         bundle: container.bundle(&app.config.state),
         volumes: snapshot::volumes(&app.config.root, &container.id),
         log: container.log_path(),
+        makes_recursive_read_only: app
+            .handlers
+            .get(&container.sandbox.handler)
+            .is_some_and(crate::runtime::Handler::makes_recursive_read_only),
     };
     blocking(move || work.run()).await
 }
@@ -193,6 +197,7 @@ struct Work {
     /// For volumes of the image.
     volumes: PathBuf,
     log: Option<PathBuf>,
+    makes_recursive_read_only: bool,
 }
 
 impl Work {
@@ -299,6 +304,7 @@ impl Work {
                 .map(|name| name.to_string_lossy().into_owned())
                 .map_err(|errno| look("the node's name")(errno.into()))?,
             has_swap_accounting: has_swap_accounting(&self.cgroups),
+            makes_recursive_read_only: self.makes_recursive_read_only,
         })
     }
 }

@@ -29,6 +29,19 @@ pub struct Handlers {
 /// The shim that comes with us.
 const SHIM: &str = "containerd-shim-vaina-v1";
 
+/// OCI runtimes that know the mount option `rro` ("read-only, with all mounts below").
+const RECURSIVE_READ_ONLY: [&str; 3] = ["crun", "runc", "youki"];
+
+impl Handler {
+    /// Whether it makes mounts read-only with all that is mounted below them. A runtime that does not know the option would
+    /// ignore it or fail late, so of an unknown one it is not believed.
+    pub fn makes_recursive_read_only(&self) -> bool {
+        let own_shim = self.shim.file_name().is_some_and(|name| name == SHIM);
+        let known = Path::new(&self.runtime).file_name().and_then(|name| name.to_str());
+        own_shim && (self.runtime.is_empty() || known.is_some_and(|name| RECURSIVE_READ_ONLY.contains(&name)))
+    }
+}
+
 impl Handlers {
     /// The built-in handlers, and those of the configuration, which win.
     pub fn new(config: &BTreeMap<String, config::Handler>, state: &Path) -> Self {
@@ -85,6 +98,9 @@ mod tests {
         assert_eq!(handlers.get("crun").unwrap().runtime, "/opt/crun");
         assert_eq!(handlers.get("kata").unwrap().shim, Path::new("/opt/kata-shim"));
         assert_eq!(handlers.get("runc").unwrap().runtime_root, Path::new("/run/vaina/oci/runc"));
+        assert!(handlers.get("").unwrap().makes_recursive_read_only());
+        assert!(handlers.get("crun").unwrap().makes_recursive_read_only());
+        assert!(!handlers.get("kata").unwrap().makes_recursive_read_only());
         assert!(handlers.get("none").is_none());
         assert_eq!(handlers.iter().count(), 5);
     }

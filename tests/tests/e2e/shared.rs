@@ -287,3 +287,32 @@ fn volumes_of_one_container_propagate_each_as_it_says() {
         Ok(())
     });
 }
+
+#[test]
+fn a_recursively_read_only_volume_is_so_below_other_mounts_too() {
+    e2e(async |node| {
+        let volume = node.volume("deep")?;
+        let inner = volume.join("inner");
+        fs::create_dir(&inner)?;
+        mount::filesystem("tmpfs", "inner", &inner, MsFlags::empty(), "")?;
+        for handler in ["", "crun", "runc"] {
+            let pod = node.pod(&format!("deep-{handler}")).handler(handler);
+            let id = node.run_pod(&pod).await?;
+            let mut container =
+                Container::new("c", IMAGE).mount_with(&volume, "/plain", true, MountPropagation::PropagationPrivate);
+            container =
+                container.mount_with(&volume, "/deep", true, MountPropagation::PropagationPrivate).sh("sleep 1000");
+            container.config.mounts[1].recursive_read_only = true;
+            let container = node.start(&id, &pod, &container).await?;
+            let written =
+                node.sh(&container, "for d in /plain /deep; do touch $d/x $d/inner/x 2>&1; done; true").await?;
+            let refused: Vec<&str> = written.lines().filter(|line| line.contains("Read-only")).collect();
+            assert_eq!(refused.len(), 3, "{handler:?}: {written}");
+            let status = node.cri().container(&container).await?;
+            assert!(status.mounts[1].recursive_read_only, "{handler:?}: {status:?}");
+            node.remove_pod(&id).await?;
+        }
+        mount::detach(&inner)?;
+        Ok(())
+    });
+}

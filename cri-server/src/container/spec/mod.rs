@@ -87,6 +87,8 @@ pub struct Host {
     pub hostname: String,
     /// Memory that the kernel would account as swap is limited.
     pub has_swap_accounting: bool,
+    /// The OCI runtime makes mounts read-only with all that is mounted below them.
+    pub makes_recursive_read_only: bool,
 }
 
 /// Why there is no spec.

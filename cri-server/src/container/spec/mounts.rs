@@ -56,7 +56,7 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
     let mut volumes: Vec<_> = input.volumes.iter().map(own).collect();
     let mut propagation = "private";
     for volume in &input.container.mounts {
-        volumes.push((clean(&volume.container_path), self::volume(volume)?));
+        volumes.push((clean(&volume.container_path), self::volume(volume, input.host.makes_recursive_read_only)?));
         propagation = match (volume.propagation(), propagation) {
             (MountPropagation::PropagationBidirectional, _) | (_, "rshared") => "rshared",
             (MountPropagation::PropagationHostToContainer, _) | (_, "rslave") => "rslave",
@@ -69,7 +69,7 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
     Ok(Mounts { list, propagation: if propagation == "private" { "rprivate" } else { propagation } })
 }
 
-fn volume(mount: &Mount) -> Result<Value, SpecError> {
+fn volume(mount: &Mount, makes_recursive_read_only: bool) -> Result<Value, SpecError> {
     if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
         return Err(unsupported("an image as a volume"));
     }
@@ -77,8 +77,12 @@ fn volume(mount: &Mount) -> Result<Value, SpecError> {
         if !mount.readonly || mount.propagation() != MountPropagation::PropagationPrivate {
             return Err(invalid("mounts", "recursive_read_only needs readonly and private propagation"));
         }
-        // The kubelet knows this word.
-        return Err(unsupported("RROUnsupported: a recursively read-only mount"));
+        if !makes_recursive_read_only {
+            // The kubelet knows this word.
+            return Err(unsupported(
+                "RROUnsupported: the OCI runtime of this handler makes no recursively read-only mounts",
+            ));
+        }
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(unsupported("an id-mapped mount"));
@@ -98,7 +102,14 @@ fn volume(mount: &Mount) -> Result<Value, SpecError> {
         }
         .to_owned(),
     );
-    options.push(if mount.readonly { "ro" } else { "rw" }.to_owned());
+    options.push(
+        match (mount.readonly, mount.recursive_read_only) {
+            (true, true) => "rro",
+            (true, false) => "ro",
+            (false, _) => "rw",
+        }
+        .to_owned(),
+    );
     for option in &mount.mount_options {
         if !["noexec", "exec", "nosuid", "suid", "nodev", "dev", "noatime", "relatime"].contains(&option.as_str()) {
             return Err(invalid("mounts", format!("mount option {option:?} is not one of a bind mount")));

@@ -236,6 +236,9 @@ fn mounts_are_ordered_replace_ours_and_raise_the_propagation() {
     case.container.mounts =
         vec![Mount { readonly: true, recursive_read_only: true, ..volume("/x", PropagationPrivate) }];
     assert!(case.build().unwrap_err().contains("RROUnsupported"));
+    case.host.makes_recursive_read_only = true;
+    let options = mount(&case.build().unwrap(), "/x")[0]["options"].to_string();
+    assert!(options.contains("\"rro\"") && !options.contains("\"ro\""), "{options}");
     case.container.mounts = vec![volume("x", PropagationPrivate)];
     assert!(case.build().unwrap_err().contains("not absolute"));
 }
