@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How far a client may be behind.
-const BEHIND_MAX: usize = 4 << 20;
+const BEHIND_MAX: usize = 16 << 20;
 /// What a piece that waits costs beside its bytes.
 const PIECE_COST: usize = 64;
 
@@ -207,7 +207,7 @@ mod tests {
             });
             let chunk = vec![b'x'; 64 << 10];
             let writing = async {
-                for _ in 0..256 {
+                for _ in 0..512 {
                     if writer.write_all(&chunk).await.is_err() {
                         break;
                     }
@@ -218,7 +218,7 @@ mod tests {
             let result = relaying.await.unwrap();
             if reads {
                 result.unwrap();
-                assert_eq!(client.await.unwrap(), 16 << 20);
+                assert_eq!(client.await.unwrap(), 32 << 20);
             } else {
                 assert!(matches!(result, Err(AttachError::Behind)));
                 client.abort();
