@@ -5,21 +5,38 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::{io::AsyncReadExt as _, net::unix::pipe, task::AbortHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, Interest},
+    net::unix::pipe,
+    task::AbortHandle,
+    time::timeout,
+};
 
 /// How long a client may not read while its FIFO is full.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Those who see a stream.
 #[derive(Clone)]
-pub(crate) struct Audience(Arc<Mutex<Option<Vec<Arc<pipe::Sender>>>>>);
+pub(crate) struct Audience(Arc<Mutex<Option<Vec<Client>>>>);
+
+/// One of them, and what waits for it to leave.
+struct Client {
+    fifo: Arc<pipe::Sender>,
+    watch: AbortHandle,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // It has the FIFO open too, and the client waits for its end.
+        self.watch.abort();
+    }
+}
 
 impl Default for Audience {
     fn default() -> Self {
@@ -28,32 +45,41 @@ impl Default for Audience {
 }
 
 impl Audience {
-    fn clients(&self) -> MutexGuard<'_, Option<Vec<Arc<pipe::Sender>>>> {
+    fn clients(&self) -> MutexGuard<'_, Option<Vec<Client>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a client by its FIFO, which it has open. One that comes after the end sees just that.
     pub(crate) fn add(&self, fifo: &Path) -> io::Result<()> {
-        let client = pipe::OpenOptions::new().open_sender(fifo)?;
+        let fifo = Arc::new(pipe::OpenOptions::new().open_sender(fifo)?);
+        let (audience, watched) = (self.clone(), Arc::clone(&fifo));
+        let watch = tokio::spawn(async move {
+            // A FIFO that nobody reads any more is an error to write; one that is broken otherwise is of no use either.
+            let _ = watched.ready(Interest::ERROR).await;
+            audience.forget(&watched);
+        });
+        let client = Client { fifo, watch: watch.abort_handle() };
         if let Some(clients) = &mut *self.clients() {
-            // Who left while nothing was written is noticed now at the latest.
-            clients.retain(|client| !has_left(client));
-            clients.push(Arc::new(client));
+            clients.push(client);
         }
         Ok(())
     }
 
+    fn forget(&self, fifo: &Arc<pipe::Sender>) {
+        if let Some(clients) = &mut *self.clients() {
+            clients.retain(|client| !Arc::ptr_eq(&client.fifo, fifo));
+        }
+    }
+
     /// Shows what was written.
     pub(crate) async fn tell(&self, data: &[u8]) {
-        let clients = match &*self.clients() {
-            Some(clients) if !clients.is_empty() => clients.clone(),
+        let fifos: Vec<_> = match &*self.clients() {
+            Some(clients) if !clients.is_empty() => clients.iter().map(|client| Arc::clone(&client.fifo)).collect(),
             _ => return,
         };
-        for client in clients {
-            if write(&client, data, Some(PATIENCE)).await.is_err()
-                && let Some(clients) = &mut *self.clients()
-            {
-                clients.retain(|other| !Arc::ptr_eq(other, &client));
+        for fifo in fifos {
+            if write(&fifo, data, Some(PATIENCE)).await.is_err() {
+                self.forget(&fifo);
             }
         }
     }
@@ -71,13 +97,6 @@ impl Drop for End {
     fn drop(&mut self) {
         *self.0.clients() = None;
     }
-}
-
-/// A writing end of which nobody has the other.
-fn has_left(client: &pipe::Sender) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(client.as_fd(), PollFlags::empty())];
-    let no_time = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut fds, Some(&no_time)).is_ok() && fds[0].revents().contains(PollFlags::ERR)
 }
 
 /// Writes all of it; with a limit to how long the other side may take nothing.
@@ -195,18 +214,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_left_is_forgotten_when_the_next_comes() {
+    async fn who_leaves_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let audience = Audience::default();
-        for name in ["1", "2", "3"] {
-            let path = fifo(&dir, name);
-            let client = client(&path);
-            audience.add(&path).unwrap();
-            drop(client);
-        }
+        let path = fifo(&dir, "x");
+        let client = client(&path);
+        audience.add(&path).unwrap();
+        tokio::task::yield_now().await;
         assert_eq!(audience.clients().as_ref().unwrap().len(), 1);
-        audience.tell(b"x").await;
-        assert!(audience.clients().as_ref().unwrap().is_empty());
+        drop(client);
+        let gone = async {
+            while !audience.clients().as_ref().unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), gone).await.unwrap();
     }
 
     #[tokio::test]
