@@ -224,6 +224,7 @@ test: ## Everything that must pass before a change lands (root)
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory e2e
 	$(MAKE) --no-print-directory fault
+	$(MAKE) --no-print-directory critest
 	@$(call summary)
 
 # The sum of all `test result` lines of this run, in the form that is looked for.
