@@ -22,6 +22,7 @@ use crate::{
     config::{Config, ConfigError},
     container::{self, Container},
     error::{Chain, Classify, Kind},
+    events::Events,
     id::SandboxId,
     image::{self, ImageConfig, ImageStore},
     index::Index,
@@ -55,6 +56,8 @@ pub struct App {
     pub handlers: Handlers,
     /// The host's control groups.
     pub cgroups: Hierarchies,
+    /// Tells what happens to containers.
+    pub events: Events,
     /// Reads statistics.
     pub stats: Stats,
     /// Id of this boot.
@@ -184,6 +187,7 @@ impl App {
         let pool = Pool::new(&config.network).map_err(StartError::Network)?;
         let app = Arc::new(Self {
             handlers,
+            events: Events::default(),
             stats: Stats::new(&cgroups),
             config,
             store,

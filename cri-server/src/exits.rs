@@ -9,6 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use tracing::{Instrument as _, info_span};
 
+use vaina_proto::cri::ContainerEventType;
+
 use crate::{
     app::App,
     container::{
@@ -16,6 +18,7 @@ use crate::{
         steps::{ContainerStep, Walk},
     },
     error::{Chain, Classify as _, Kind},
+    events,
     id::SandboxId,
     plan::{Drive, Observed, execute},
     runtime::{ExitReport, Shim},
@@ -142,16 +145,18 @@ async fn clear_away(app: &App, container: &Container, exit: Exit) {
     if matches!(container.state(), ContainerState::Running(_)) {
         lock(&container.kept).exit.get_or_insert_with(|| exit.clone());
         container.publish(ContainerState::Exited(Arc::new(exit)));
+        events::container(app, container, ContainerEventType::ContainerStoppedEvent);
     }
 }
 
 /// A start that failed: the container has exited without ever having run.
-pub(crate) fn failed_start(container: &Container, error: &StartError) {
+pub(crate) fn failed_start(app: &App, container: &Container, error: &StartError) {
     let exit = lock(&container.kept)
         .exit
         .get_or_insert_with(|| Exit::start_error(Chain(error).to_string(), now().max(container.created_at)))
         .clone();
     container.publish(ContainerState::Exited(Arc::new(exit)));
+    events::container(app, container, ContainerEventType::ContainerStoppedEvent);
 }
 
 /// The shim of a pod is gone: its containers are ended and the pod is stopped.
@@ -163,6 +168,7 @@ pub(crate) async fn lost(app: &Arc<App>, sandbox: &Arc<Sandbox>) {
         }
         // From here on nobody asks the shim.
         sandbox.publish(SandboxState::NotReady);
+        events::sandbox(app, sandbox, ContainerEventType::ContainerStoppedEvent);
     }
     for container in app.containers_of(&sandbox.id) {
         if let ContainerState::Running(running) = container.state() {

@@ -7,6 +7,7 @@ pub mod app;
 pub mod config;
 pub mod container;
 pub mod error;
+pub mod events;
 pub mod exits;
 pub mod id;
 pub mod image;

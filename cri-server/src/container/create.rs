@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use oci_spec::image::ImageConfiguration;
 use tracing::{Instrument as _, info_span};
-use vaina_proto::cri::ContainerConfig;
+use vaina_proto::cri::{ContainerConfig, ContainerEventType};
 
 use super::{
     Container, ContainerImage, ContainerState, Kept, Level, Origin, StepError, difference, signal,
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     app::App,
     error::{Chain, Classify, Kind},
+    events,
     id::{self, ContainerId},
     image::Image,
     index::FindError,
@@ -232,11 +233,13 @@ async fn make(app: Arc<App>, container: Arc<Container>) {
                 *lock(&container.failure) = Some(Arc::new(CreateError::Sync(error)));
             }
             container.publish(ContainerState::Created);
+            events::container(&app, &container, ContainerEventType::ContainerCreatedEvent);
         }
         Err(Failure { first, further, owed: true }) => {
             let error = CreateError::StepAndUndo { id: container.id.clone(), source: first, further };
             *lock(&container.failure) = Some(Arc::new(error));
             container.publish(ContainerState::Created);
+            events::container(&app, &container, ContainerEventType::ContainerCreatedEvent);
         }
         Err(Failure { first, owed: false, .. }) => failed(&app, &container, CreateError::Step(first)),
     }

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use tracing::{Instrument as _, info_span};
+use vaina_proto::cri::ContainerEventType;
 
 use super::{
     Container, ContainerState, Level, StepError, StopError,
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     app::App,
     error::{Chain, Classify, Kind},
+    events,
     index::FindError,
     plan::{Drive, Observed, execute},
     work::lock,
@@ -78,5 +80,6 @@ pub(crate) async fn remove_known(app: &Arc<App>, container: &Arc<Container>) -> 
         .map_err(|failure| RemoveError::Step { source: failure.first, further: failure.further })?;
     app.index.containers.remove(container);
     container.publish(ContainerState::Removed);
+    events::container(app, container, ContainerEventType::ContainerDeletedEvent);
     Ok(())
 }

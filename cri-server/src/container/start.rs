@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use vaina_proto::cri::ContainerEventType;
+
 use super::{
     Container, ContainerState, Level, StateError, StepError,
     steps::{ContainerStep, Walk},
@@ -9,7 +11,7 @@ use super::{
 use crate::{
     app::App,
     error::{Chain, Classify, Kind},
-    exits,
+    events, exits,
     index::FindError,
     plan::{Drive, Failure, Observed, execute},
     sandbox::NotReadyError,
@@ -91,6 +93,7 @@ async fn start_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), S
     let result = execute(&walk, drive).await;
     if let (Ok(()), Some(running)) = (&result, walk.running()) {
         container.publish(ContainerState::Running(running));
+        events::container(app, container, ContainerEventType::ContainerStartedEvent);
         exits::watch(app, container);
         return Ok(());
     }
@@ -99,6 +102,6 @@ async fn start_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), S
         Err(Failure { first, further, .. }) => StartError::Step { source: first, further },
         Ok(()) => StartError::Joined("it has no process".to_owned()),
     };
-    exits::failed_start(container, &failure);
+    exits::failed_start(app, container, &failure);
     Err(failure)
 }

@@ -17,10 +17,13 @@ use std::{
 
 use tracing::{Instrument as _, debug_span};
 
+use vaina_proto::cri::ContainerEventType;
+
 use super::{Container, ContainerRecord, ContainerState, Exit, Kept, Running, User, bundle};
 use crate::{
     app::App,
     error::{Chain, Classify, Kind},
+    events,
     image::{HoldError, RemoveError as ReleaseError},
     plan::{Host, Mark, Observed, Seen, Step},
     runtime::{CreateTask, RuntimeError, Shim},
@@ -304,11 +307,13 @@ impl Host<ContainerStep> for Walk<'_> {
         })
         .await?;
         // An exit is published once it is recorded, and before the rest of the container is cleared away.
+        let exit = lock(&self.container.kept).exit.clone();
         if mark == Mark::Toward(Level::Held)
             && matches!(self.container.state(), ContainerState::Running(_))
-            && let Some(exit) = lock(&self.container.kept).exit.clone()
+            && let Some(exit) = exit
         {
             self.container.publish(ContainerState::Exited(Arc::new(exit)));
+            events::container(self.app, self.container, ContainerEventType::ContainerStoppedEvent);
         }
         Ok(())
     }

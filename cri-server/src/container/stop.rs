@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tracing::{Instrument as _, info_span};
+use vaina_proto::cri::ContainerEventType;
 
 use super::{
     Container, ContainerState, Level, StepError,
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     app::App,
     error::{Classify, Kind},
+    events,
     index::FindError,
     plan::{Drive, Mark, Observed, execute},
     runtime::RuntimeError,
@@ -124,6 +126,7 @@ pub(crate) async fn settle(app: &Arc<App>, container: &Arc<Container>) -> Result
     if wanted == Level::Gone {
         app.index.containers.remove(container);
         container.publish(ContainerState::Removed);
+        events::container(app, container, ContainerEventType::ContainerDeletedEvent);
     }
     Ok(())
 }

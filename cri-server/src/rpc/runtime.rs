@@ -2,26 +2,20 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use futures::stream::{self, BoxStream};
+use futures::StreamExt as _;
 use tonic::{Request, Response, Status, async_trait};
 use tracing::Instrument as _;
 use vaina_proto::cri::{self, runtime_service_server::RuntimeService};
 
 use super::{
     chunks::{Chunks, chunks},
+    status::status,
     trace::{About, change, made, read},
 };
 use crate::{app::App, container, error::Chain, sandbox, stats, streaming};
 
 pub(super) struct Runtime {
     pub(super) app: Arc<App>,
-}
-
-/// A stream that a client finds refused at its first item, and then asks with the plain call for ever after.
-type Refused<T> = BoxStream<'static, Result<T, Status>>;
-
-fn refuse<T: Send + 'static>(name: &'static str) -> Result<Response<Refused<T>>, Status> {
-    Ok(Response::new(Box::pin(stream::once(async move { Err(Status::unimplemented(name)) }))))
 }
 
 fn condition(name: &str, problem: Option<(&str, String)>) -> cri::RuntimeCondition {
@@ -50,12 +44,13 @@ impl RuntimeService for Runtime {
             let message = format!("Network plugin returns error: {}", Chain(&error));
             ("NetworkPluginNotReady", message)
         });
-        let features = cri::RuntimeHandlerFeatures::default();
-        let handlers = self
-            .app
-            .handlers
-            .iter()
-            .map(|handler| cri::RuntimeHandler { name: handler.name.clone(), features: Some(features) });
+        let handlers = self.app.handlers.iter().map(|handler| cri::RuntimeHandler {
+            name: handler.name.clone(),
+            features: Some(cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: handler.makes_recursive_read_only(),
+                ..Default::default()
+            }),
+        });
         let mut response = cri::StatusResponse {
             status: Some(cri::RuntimeStatus {
                 // Recovery is over before anybody can ask.
@@ -403,12 +398,14 @@ impl RuntimeService for Runtime {
         Ok(chunks("StreamPodSandboxMetrics", items, message))
     }
 
-    type GetContainerEventsStream = Refused<cri::ContainerEventResponse>;
+    type GetContainerEventsStream = Chunks<cri::ContainerEventResponse>;
 
     async fn get_container_events(
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        refuse("GetContainerEvents")
+        let events = self.app.events.listen();
+        let events = events.map(|event| event.map(Arc::unwrap_or_clone).map_err(|error| status(&error)));
+        Ok(Response::new(events.boxed()))
     }
 }

@@ -9,11 +9,14 @@ use std::{
 
 use tracing::{Instrument as _, info_span};
 
+use vaina_proto::cri::ContainerEventType;
+
 use super::{Level, Sandbox, SandboxState, StopError, steps, stop::tear_down, stop_known};
 use crate::{
     app::App,
     container,
     error::{Classify, Kind},
+    events,
     id::ContainerId,
     index::FindError,
     work::blocking,
@@ -88,6 +91,7 @@ pub(crate) async fn remove_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Resu
     tear_down(app, sandbox, Level::Gone).await.map_err(RemoveError::Stop)?;
     app.index.sandboxes.remove(sandbox);
     sandbox.publish(SandboxState::Removed);
+    events::sandbox(app, sandbox, ContainerEventType::ContainerDeletedEvent);
     let receipt = receipt(app, sandbox).instrument(info_span!("receipt")).await;
     app.receipts.fetch_add(1, Ordering::Relaxed);
     if !receipt.left.is_empty() {

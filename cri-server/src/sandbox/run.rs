@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use tracing::{Instrument as _, info_span};
-use vaina_proto::cri::{NamespaceMode, PodSandboxConfig};
+use vaina_proto::cri::{ContainerEventType, NamespaceMode, PodSandboxConfig};
 
 use super::{
     Kept, Level, Ready, Sandbox, SandboxState, StepError, difference, namespaces,
@@ -12,7 +12,7 @@ use super::{
 use crate::{
     app::App,
     error::{Classify, Kind},
-    exits,
+    events, exits,
     id::{self, SandboxId},
     network::PoolError,
     plan::{Drive, Failure, Observed, execute},
@@ -214,6 +214,8 @@ async fn make(app: Arc<App>, sandbox: Arc<Sandbox>) {
         (Ok(()), Some((shim, pid))) => {
             let addresses = lock(&sandbox.kept).addresses.clone();
             sandbox.publish(SandboxState::Ready(Arc::new(Ready { addresses, shim, pid })));
+            events::sandbox(&app, &sandbox, ContainerEventType::ContainerCreatedEvent);
+            events::sandbox(&app, &sandbox, ContainerEventType::ContainerStartedEvent);
             exits::watch_sandbox(&app, &sandbox);
         }
         (Ok(()), None) => failed(&app, &sandbox, RunError::Lost),
@@ -221,6 +223,7 @@ async fn make(app: Arc<App>, sandbox: Arc<Sandbox>) {
             let error = RunError::StepAndUndo { id: sandbox.id.clone(), source: first, further };
             *lock(&sandbox.failure) = Some(Arc::new(error));
             sandbox.publish(SandboxState::NotReady);
+            events::sandbox(&app, &sandbox, ContainerEventType::ContainerCreatedEvent);
         }
         (Err(Failure { first, owed: false, .. }), _) => failed(&app, &sandbox, RunError::Step(first)),
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use tracing::{Instrument as _, info_span};
+use vaina_proto::cri::ContainerEventType;
 
 use super::{
     Level, Sandbox, SandboxState, StepError,
@@ -16,6 +17,7 @@ use crate::{
     app::App,
     container,
     error::{Chain, Classify, Kind},
+    events,
     index::FindError,
     plan::{Drive, Observed, execute},
     work::lock,
@@ -103,6 +105,7 @@ pub(crate) async fn stop_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result
     tear_down(app, sandbox, Level::NotReady).await?;
     if !matches!(sandbox.state(), SandboxState::NotReady) {
         sandbox.publish(SandboxState::NotReady);
+        events::sandbox(app, sandbox, ContainerEventType::ContainerStoppedEvent);
     }
     Ok(())
 }
