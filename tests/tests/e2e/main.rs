@@ -5,6 +5,7 @@ mod bad_archive;
 mod bad_input;
 mod container;
 mod daemon;
+mod events;
 mod examples;
 mod exec;
 mod handlers;
