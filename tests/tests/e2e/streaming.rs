@@ -217,6 +217,30 @@ fn a_daemon_that_ends_does_not_wait_for_streams() {
 }
 
 #[test]
+fn a_killed_daemon_costs_its_clients_their_streams_and_nothing_else() {
+    e2e(async |node| {
+        let (pod, sandbox) = pod(node, "killed").await?;
+        let id = node.start(&sandbox, &pod, &interactive("c", false, false)).await?;
+        let (attached, mut keys) = fed(&["attach", "-i", &id])?;
+        keys.write_all(b"echo one\n")?;
+        attached.wait_for("one").await?;
+        let (exec, _keys) = fed(&["exec", "-i", &id, "/bin/sh", "-c", "echo begun; cat"])?;
+        exec.wait_for("begun").await?;
+        node.kill_daemon()?;
+        attached.end().await?;
+        exec.end().await?;
+        node.start_daemon().await?;
+        // The command sees the end of its input, and the container sees nothing.
+        wait_processes(node, &id, "cat", 0).await?;
+        let (attached, mut keys) = fed(&["attach", "-i", &id])?;
+        keys.write_all(b"echo two; exit 6\n")?;
+        assert_eq!(attached.end().await?.expect(0)?.out, "two\n");
+        assert_eq!(node.wait_exited(&id).await?.exit_code, 6);
+        Ok(node.remove_pod(&sandbox).await?)
+    });
+}
+
+#[test]
 fn many_execs_run_at_once() {
     e2e(async |node| {
         let (sandbox, id) = sleeper(node).await?;
