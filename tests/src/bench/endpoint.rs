@@ -75,7 +75,7 @@ pub type Down = [f64; 4];
 impl Endpoint {
     /// An endpoint that is not connected yet. Logs go below `ground`, cgroups below one of its name.
     pub fn new(name: &str, socket: &Path, daemon: Option<Daemon>, image: &str, ground: &Path) -> Self {
-        let base = ground.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let base = super::ground::name(ground);
         Self {
             name: name.to_owned(),
             socket: socket.to_owned(),
@@ -262,11 +262,6 @@ impl Endpoint {
             }
         }
         Ok(())
-    }
-
-    /// Removes the cgroups that the kubelet would remove: the parents of the pods.
-    pub fn remove_cgroups(&self) {
-        remove_cgroups(self.cgroup.trim_start_matches('/'));
     }
 }
 

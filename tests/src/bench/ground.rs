@@ -59,9 +59,26 @@ pub fn enter() -> Result<Role> {
 }
 
 /// A ground without namespaces of its own, for endpoints that are there already: they must see its directory and registry.
-pub fn plain() -> Result<TempDir> {
-    clean();
-    directory()
+#[derive(Debug)]
+pub struct Plain(TempDir);
+
+impl Plain {
+    /// Takes away what dead runs left, and makes a new one.
+    pub fn new() -> Result<Self> {
+        clean();
+        directory().map(Self)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        remove_cgroups(&name(self.path()));
+    }
 }
 
 /// A directory that says by a lock that it is in use. The lock goes with the process, and with nothing else.
@@ -107,8 +124,7 @@ fn supervise() -> Result<u8> {
             break code(child.wait()?);
         }
     };
-    let name = directory.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    remove_cgroups(&name);
+    remove_cgroups(&name(directory.path()));
     // Not by `TempDir`, which stops at what it does not expect in root file systems.
     vaina_sys::fs::remove_tree(directory.path()).with_context(|| format!("remove {}", directory.path().display()))?;
     Ok(code)
@@ -147,7 +163,52 @@ fn this(stage: &str, ground: &Path) -> Result<Child> {
     command.spawn().with_context(|| format!("start the process that is to {stage}"))
 }
 
+/// A ground's name, which is also that of its cgroups.
+pub fn name(ground: &Path) -> String {
+    ground.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 fn code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    mod root {
+        use super::super::*;
+
+        /// Makes cgroups as an endpoint does, in all hierarchies.
+        fn make_cgroups(ground: &Path) -> Vec<PathBuf> {
+            let group = vaina_sys::cgroup::Hierarchies::detect()
+                .unwrap()
+                .group(&Path::new("/").join(name(ground)).join("endpoint").join("pod"));
+            group.create().unwrap();
+            group.directories().map(Path::to_owned).collect()
+        }
+
+        #[test]
+        fn a_ground_takes_its_directory_and_its_cgroups_away() {
+            let ground = Plain::new().unwrap();
+            let mut things = make_cgroups(ground.path());
+            things.push(ground.path().to_owned());
+            assert!(things.iter().all(|path| path.exists()), "{things:?}");
+            // It is in use, and no other run may touch it.
+            clean();
+            assert!(things.iter().all(|path| path.exists()), "{things:?}");
+            drop(ground);
+            assert!(things.iter().all(|path| !path.exists()), "{things:?}");
+        }
+
+        #[test]
+        fn what_a_dead_run_left_goes() {
+            let ground = env::temp_dir().join(format!("{PREFIX}dead-{}", std::process::id()));
+            fs::create_dir_all(ground.join("logs")).unwrap();
+            File::create(ground.join("lock")).unwrap();
+            let cgroups = make_cgroups(&ground);
+            clean();
+            assert!(!ground.exists());
+            assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
+        }
+    }
 }

@@ -163,7 +163,6 @@ impl Bench {
         for endpoint in &mut self.endpoints {
             endpoint.sweep().await?;
             endpoint.forget().await?;
-            endpoint.remove_cgroups();
             endpoint.rest()?;
         }
         Ok(())

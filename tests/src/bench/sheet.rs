@@ -142,12 +142,12 @@ impl Sheet {
 
 /// How many times better `figure` is than `base`: above 1 is better, whichever way the row goes.
 pub fn advantage(figure: &Figure, base: &Figure, better: Better) -> Option<f64> {
-    let (figure, base) = (figure.p50?, base.p50?);
-    let ratio = match better {
+    // Noise can make a small difference of memory or CPU nothing or less, which is no base of a ratio.
+    let (figure, base) = (figure.p50.filter(|value| *value > 0.0)?, base.p50.filter(|value| *value > 0.0)?);
+    Some(match better {
         Better::Lower => base / figure,
         Better::Higher => figure / base,
-    };
-    ratio.is_finite().then_some(ratio).filter(|ratio| *ratio > 0.0)
+    })
 }
 
 /// The sample at a quantile of sorted samples, by nearest rank: always one that was measured.
@@ -216,6 +216,7 @@ mod tests {
         assert_eq!(advantage(&figure(10.0), &figure(90.0), Better::Lower), Some(9.0));
         assert_eq!(advantage(&figure(10.0), &figure(5.0), Better::Higher), Some(2.0));
         assert_eq!(advantage(&figure(0.0), &figure(5.0), Better::Lower), None);
+        assert_eq!(advantage(&figure(-1.0), &figure(-5.0), Better::Lower), None);
     }
 
     #[test]

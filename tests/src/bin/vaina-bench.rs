@@ -12,7 +12,7 @@ use vaina_tests::bench::{
     Bench, FLOOR, Part, Scale,
     daemon::Daemon,
     endpoint::Endpoint,
-    ground::{self, Role},
+    ground::{self, Plain, Role},
     images::Images,
     report,
     sheet::Sheet,
@@ -64,8 +64,8 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<u8> {
     if !arguments.endpoint.is_empty() {
-        let directory = ground::plain()?;
-        measure(&arguments, directory.path())?;
+        let ground = Plain::new()?;
+        measure(&arguments, ground.path())?;
         return Ok(0);
     }
     match ground::enter()? {

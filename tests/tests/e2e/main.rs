@@ -3,6 +3,7 @@
 
 mod bad_archive;
 mod bad_input;
+mod bench;
 mod container;
 mod daemon;
 mod events;
