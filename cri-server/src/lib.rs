@@ -15,6 +15,7 @@ pub mod index;
 mod limits;
 pub mod network;
 pub mod plan;
+mod readiness;
 pub mod recover;
 pub mod rpc;
 pub mod runtime;

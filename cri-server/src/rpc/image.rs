@@ -19,6 +19,7 @@ use crate::{
     app::App,
     error::{Classify, Kind},
     image::{self, Credentials, ImageUser, PullError, PullRequest},
+    stats,
 };
 
 pub(super) struct Images {
@@ -157,10 +158,15 @@ impl ImageService for Images {
                 inodes_used: Some(UInt64Value { value: info.used_inodes }),
             }
         };
-        // Writable layers lie on the same file system.
+        let written = stats::written(&self.app);
+        // Writable layers lie on the same file system, which is told by the same mount point.
         let answer = info.map(usage).map(|usage| ImageFsInfoResponse {
-            image_filesystems: vec![usage.clone()],
-            container_filesystems: vec![usage],
+            container_filesystems: vec![FilesystemUsage {
+                used_bytes: Some(UInt64Value { value: written.bytes }),
+                inodes_used: Some(UInt64Value { value: written.inodes }),
+                ..usage.clone()
+            }],
+            image_filesystems: vec![usage],
         });
         read("ImageFsInfo", answer)
     }

@@ -12,7 +12,7 @@ use super::{
     status::status,
     trace::{About, change, made, read},
 };
-use crate::{app::App, container, error::Chain, sandbox, stats, streaming};
+use crate::{app::App, container, error::Chain, readiness, sandbox, stats, streaming};
 
 pub(super) struct Runtime {
     pub(super) app: Arc<App>,
@@ -54,10 +54,17 @@ impl RuntimeService for Runtime {
         let mut response = cri::StatusResponse {
             status: Some(cri::RuntimeStatus {
                 // Recovery is over before anybody can ask.
-                conditions: vec![condition("RuntimeReady", None), condition("NetworkReady", network)],
+                conditions: vec![
+                    condition("RuntimeReady", readiness::problem(&self.app).await),
+                    condition("NetworkReady", network),
+                ],
             }),
             runtime_handlers: handlers.collect(),
-            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            features: Some(cri::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                mount_options: true,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         if request.into_inner().verbose {
