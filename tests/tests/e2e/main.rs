@@ -9,6 +9,7 @@ mod daemon;
 mod events;
 mod examples;
 mod exec;
+mod fields;
 mod handlers;
 mod image;
 mod image_content;
