@@ -369,6 +369,10 @@ impl Container {
         }
         let pid = pid.ok_or_else(finished)?;
         if all {
+            if signal == Signal::SIGKILL as i32 {
+                // Or a shell would see its children die and exit by itself, before it is killed too.
+                send(pid, Signal::SIGSTOP as i32).map_err(failed)?;
+            }
             // Before their leader: the children of one that is gone are nobody's.
             self.signal_family(&*self.exec(exec_id)?, pid, signal).map_err(failed)?;
         }
