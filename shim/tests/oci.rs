@@ -567,10 +567,12 @@ mod root {
             // A container in the host's PID namespace with every capability, beside one whose init still is the runtime.
             let waiting = runtime.bundle(&["sleep", "1000"]);
             let pid = waiting.create();
-            // While it runs, a program can't be written anyway. What leads to its file is kept until it runs no more.
+            // While it runs, here or in a test beside this one, a program can't be written anyway. What leads to its file is
+            // kept until it runs no more.
             let script = format!(
                 "exec 2>&1 3</proc/{pid}/exe; echo open; while [ ! -e /go ]; do sleep 0.01; done; \
-                 dd if=/bin/busybox of=/proc/self/fd/3 bs=1 count=1 conv=notrunc; echo done; sleep 1000"
+                 while said=$(dd if=/bin/busybox of=/proc/self/fd/3 bs=1 count=1 conv=notrunc 2>&1); \
+                 echo \"$said\" | grep -q busy; do sleep 0.01; done; echo \"$said\"; echo done; sleep 1000"
             );
             let mut attacker = runtime.bundle(&["sh", "-c", &script]);
             let all: Vec<Value> =
