@@ -11,13 +11,15 @@ pub fn list(app: &App, filter: Option<&ContainerFilter>) -> Vec<cri::Container> 
         .containers
         .list()
         .into_iter()
-        .filter(|container| container.is_listed() && matches(container, filter))
+        .filter(|container| container.is_listed())
+        // One look at the state, or it could be another than the filter wants by the time that it is told.
         .map(|container| message(&container))
+        .filter(|message| matches(message, filter))
         .collect()
 }
 
-pub(super) fn state(container: &Container) -> cri::ContainerState {
-    match container.state() {
+pub(super) fn state(state: &ContainerState) -> cri::ContainerState {
+    match state {
         ContainerState::Creating | ContainerState::Created | ContainerState::Starting => {
             cri::ContainerState::ContainerCreated
         }
@@ -29,12 +31,12 @@ pub(super) fn state(container: &Container) -> cri::ContainerState {
     }
 }
 
-fn matches(container: &Container, filter: Option<&ContainerFilter>) -> bool {
+fn matches(container: &cri::Container, filter: Option<&ContainerFilter>) -> bool {
     let Some(filter) = filter else { return true };
-    container.id.as_str().starts_with(&filter.id)
-        && container.sandbox.id.as_str().starts_with(&filter.pod_sandbox_id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(state(container)))
-        && filter.label_selector.iter().all(|(key, value)| container.config.labels.get(key) == Some(value))
+    container.id.starts_with(&filter.id)
+        && container.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
+        && filter.state.as_ref().is_none_or(|wanted| wanted.state == container.state)
+        && filter.label_selector.iter().all(|(key, value)| container.labels.get(key) == Some(value))
 }
 
 fn message(container: &Container) -> cri::Container {
@@ -49,7 +51,7 @@ fn message(container: &Container) -> cri::Container {
         // The kubelet's image collector compares these with the ids of images.
         image_ref: container.image.id.to_string(),
         image_id: container.image.id.to_string(),
-        state: state(container).into(),
+        state: state(&container.state()).into(),
         created_at: container.created_at,
         labels: container.config.labels.clone(),
         annotations: container.config.annotations.clone(),

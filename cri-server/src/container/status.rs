@@ -42,7 +42,9 @@ pub async fn status(app: &App, id: &str, verbose: bool) -> Result<ContainerStatu
 
 /// As CRI sees it.
 pub fn message(container: &Container) -> cri::ContainerStatus {
-    let (started_at, finished_at, exit_code, reason, message) = match container.state() {
+    // Looked at once: an exit between two looks would be one without a code.
+    let state = container.state();
+    let (started_at, finished_at, exit_code, reason, message) = match &state {
         ContainerState::Running(running) => (running.started_at, 0, 0, String::new(), String::new()),
         ContainerState::Exited(exit) => {
             (exit.started_at, exit.finished_at, exit.code, exit.reason.clone(), exit.message.clone())
@@ -59,7 +61,7 @@ pub fn message(container: &Container) -> cri::ContainerStatus {
     cri::ContainerStatus {
         id: container.id.to_string(),
         metadata: Some(container.config.metadata.clone().unwrap_or_default()),
-        state: list::state(container).into(),
+        state: list::state(&state).into(),
         created_at: container.created_at,
         started_at,
         finished_at,

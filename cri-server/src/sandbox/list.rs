@@ -1,7 +1,5 @@
 //! `ListPodSandbox`, from memory.
 
-use std::sync::Arc;
-
 use vaina_proto::cri::{PodSandbox, PodSandboxFilter, PodSandboxState};
 
 use super::{Sandbox, SandboxState};
@@ -13,13 +11,15 @@ pub fn list(app: &App, filter: Option<&PodSandboxFilter>) -> Vec<PodSandbox> {
         .sandboxes
         .list()
         .into_iter()
-        .filter(|sandbox| sandbox.is_listed() && matches(sandbox, filter))
+        .filter(|sandbox| sandbox.is_listed())
+        // One look at the state, or it could be another than the filter wants by the time that it is told.
         .map(|sandbox| message(&sandbox))
+        .filter(|message| matches(message, filter))
         .collect()
 }
 
-pub(super) fn state(sandbox: &Sandbox) -> PodSandboxState {
-    match sandbox.state() {
+pub(super) fn state(state: &SandboxState) -> PodSandboxState {
+    match state {
         SandboxState::Ready(_) => PodSandboxState::SandboxReady,
         SandboxState::Starting
         | SandboxState::Failed(_)
@@ -30,18 +30,18 @@ pub(super) fn state(sandbox: &Sandbox) -> PodSandboxState {
     }
 }
 
-fn matches(sandbox: &Sandbox, filter: Option<&PodSandboxFilter>) -> bool {
+fn matches(sandbox: &PodSandbox, filter: Option<&PodSandboxFilter>) -> bool {
     let Some(filter) = filter else { return true };
-    sandbox.id.as_str().starts_with(&filter.id)
-        && filter.state.as_ref().is_none_or(|wanted| wanted.state == i32::from(state(sandbox)))
-        && filter.label_selector.iter().all(|(key, value)| sandbox.config.labels.get(key) == Some(value))
+    sandbox.id.starts_with(&filter.id)
+        && filter.state.as_ref().is_none_or(|wanted| wanted.state == sandbox.state)
+        && filter.label_selector.iter().all(|(key, value)| sandbox.labels.get(key) == Some(value))
 }
 
-fn message(sandbox: &Arc<Sandbox>) -> PodSandbox {
+fn message(sandbox: &Sandbox) -> PodSandbox {
     PodSandbox {
         id: sandbox.id.to_string(),
         metadata: Some(sandbox.config.metadata.clone().unwrap_or_default()),
-        state: state(sandbox).into(),
+        state: state(&sandbox.state()).into(),
         created_at: sandbox.created_at,
         labels: sandbox.config.labels.clone(),
         annotations: sandbox.config.annotations.clone(),
@@ -78,8 +78,8 @@ mod tests {
             (false, filter("abc", not_ready, &[("app", "web"), ("tier", "back")])),
             (false, filter("abc", not_ready, &[("none", "")])),
         ] {
-            assert_eq!(matches(&sandbox, Some(&filter)), wanted, "{filter:?}");
+            assert_eq!(matches(&message(&sandbox), Some(&filter)), wanted, "{filter:?}");
         }
-        assert!(matches(&sandbox, None));
+        assert!(matches(&message(&sandbox), None));
     }
 }

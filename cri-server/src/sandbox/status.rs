@@ -53,8 +53,9 @@ pub fn status(app: &App, id: &str, verbose: bool) -> Result<PodSandboxStatusResp
 
 /// As CRI sees it.
 pub fn message(sandbox: &Arc<Sandbox>) -> PodSandboxStatus {
+    let state = sandbox.state();
     // A pod that stops has no address any more, whatever is still being taken down.
-    let addresses = match sandbox.state() {
+    let addresses = match &state {
         SandboxState::Ready(ready) => ready.addresses.clone(),
         _ => Vec::new(),
     };
@@ -62,7 +63,7 @@ pub fn message(sandbox: &Arc<Sandbox>) -> PodSandboxStatus {
     PodSandboxStatus {
         id: sandbox.id.to_string(),
         metadata: Some(sandbox.config.metadata.clone().unwrap_or_default()),
-        state: list::state(sandbox).into(),
+        state: list::state(&state).into(),
         created_at: sandbox.created_at,
         network: Some(PodSandboxNetworkStatus {
             ip: addresses.next().unwrap_or_default(),
