@@ -75,6 +75,15 @@ pub fn beside(name: &str) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
+/// The directory of the examples: of the source tree, or above this program where that is not (in the guest node).
+pub fn examples() -> Result<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    if source.is_dir() {
+        return Ok(source);
+    }
+    beside("examples")?.with_context(|| format!("{} is missing", source.display()))
+}
+
 /// Fails unless this process may make namespaces and mounts.
 pub fn root() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "end-to-end tests need root");

@@ -33,6 +33,13 @@ pub fn assemble(directory: &Path, tests: &[TestProgram]) -> Result<()> {
     for (variable, name) in [("VAINA_BIN", "vaina"), ("VAINA_SHIM", "containerd-shim-vaina-v1")] {
         copy(&require::program(variable, name)?, &directory.join(name))?;
     }
+    // Where tests look for what is in the source tree, if that is not there.
+    let examples = directory.join("examples");
+    fs::create_dir(&examples).with_context(|| format!("create {}", examples.display()))?;
+    for example in fs::read_dir(require::examples()?).context("list the examples")? {
+        let example = example.context("list the examples")?;
+        copy(&example.path(), &examples.join(example.file_name()))?;
+    }
     for test in tests {
         copy(&test.executable, &inner.join(&test.name))?;
     }

@@ -1,21 +1,19 @@
 //! The pods of `examples/` do what their comments say. (`make demo` looks closer at the first one.)
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use vaina_tests::{
     http, images,
     node::{Node, e2e_with},
+    require,
     running::{Ended, Running},
     wait,
 };
 
 use super::run::alone;
 
-fn example(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(format!("{name}.yaml"));
-    path.to_string_lossy().into_owned()
+fn example(name: &str) -> Result<String> {
+    Ok(require::examples()?.join(format!("{name}.yaml")).to_string_lossy().into_owned())
 }
 
 /// As [`Node::furnish`], with the image of the examples.
@@ -25,7 +23,7 @@ fn furnish(node: &mut Node) -> Result<()> {
 
 async fn ended(node: &mut Node, name: &str, code: i32) -> Result<Ended> {
     furnish(node)?;
-    node.ended(&["run", &example(name)]).await?.expect(code).with_context(|| name.to_owned())
+    node.ended(&["run", &example(name)?]).await?.expect(code).with_context(|| name.to_owned())
 }
 
 async fn interrupt(running: Running) -> Result<Ended> {
@@ -37,7 +35,7 @@ async fn interrupt(running: Running) -> Result<Ended> {
 fn web_and_puller() {
     e2e_with(alone(), async |node| {
         furnish(node)?;
-        let running = node.run_manifests(&[&example("web-and-puller")], 1).await?;
+        let running = node.run_manifests(&[&example("web-and-puller")?], 1).await?;
         wait::until("a page is served", async || Ok(http::get("127.0.0.1:8080", "/").ok())).await?;
         let page = http::get("127.0.0.1:8080", "/")?;
         assert!(page.starts_with("<h1>page ") && page.contains("written by web-and-puller"), "{page}");
@@ -94,7 +92,7 @@ fn node_agent() {
 fn shared_processes() {
     e2e_with(alone(), async |node| {
         furnish(node)?;
-        let running = node.run_manifests(&[&example("shared-processes")], 1).await?;
+        let running = node.run_manifests(&[&example("shared-processes")?], 1).await?;
         running.wait_for("| ending process").await?;
         running.wait_for_times("| working in shared-processes", 2).await?;
         let ended = interrupt(running).await?;
