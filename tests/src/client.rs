@@ -99,6 +99,8 @@ impl Cri {
         runtime.exec(ExecRequest) -> ExecResponse;
         /// `PortForward`.
         runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
+        /// `CheckpointContainer`.
+        runtime.checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
         /// `Attach`.
         runtime.attach(AttachRequest) -> AttachResponse;
         /// `PullImage`.

@@ -61,8 +61,8 @@ fn the_socket_is_for_root_only() {
 #[test]
 fn what_is_not_served_yet_says_unimplemented() {
     e2e(async |node| {
-        let attach = cri::AttachRequest { container_id: "c".to_owned(), stdout: true, ..Default::default() };
-        assert_failed(node.cri().attach(attach).await, Code::Unimplemented, &[]);
+        let request = cri::CheckpointContainerRequest { container_id: "c".to_owned(), ..Default::default() };
+        assert_failed(node.cri().checkpoint_container(request).await, Code::Unimplemented, &[]);
         Ok(())
     });
 }
