@@ -18,5 +18,5 @@ pub mod node;
 pub mod profile;
 pub mod registry;
 pub mod require;
-pub mod wait;
 pub mod running;
+pub mod wait;
