@@ -3,7 +3,8 @@
 //! program share its text, and would halve each other's PSS.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -94,7 +95,7 @@ async fn measure(bench: &mut Bench, index: usize, half: usize, all: usize) -> Re
     let watched: Vec<u32> = monitors(daemon, &before)?.into_keys().chain([daemon]).collect();
     let (start, used) = (Instant::now(), scheduled(&watched));
     tokio::time::sleep(bench.scale.idle_time).await;
-    let used = scheduled(&watched) - used;
+    let used = scheduled_since(&watched, &used);
     bench.sheet.add(&format!("idle_cpu_{all}"), &name, used * 1e3 / start.elapsed().as_secs_f64());
 
     for read in READS {
@@ -173,16 +174,21 @@ fn monitors(daemon: u32, before: &BTreeSet<u32>) -> Result<Processes> {
     Ok(found)
 }
 
-/// Seconds that the processes were on a CPU, by the scheduler's own clock, which the shortest wake-up moves.
-fn scheduled(pids: &[u32]) -> f64 {
-    let mut nanoseconds = 0.0;
-    for pid in pids {
-        for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            nanoseconds += text.split(' ').next().and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-        }
-    }
-    nanoseconds / 1e9
+/// Nanoseconds that each thread of the processes was on a CPU, by the scheduler's own clock, which the shortest wake-up
+/// moves.
+fn scheduled(pids: &[u32]) -> BTreeMap<PathBuf, f64> {
+    let tasks =
+        pids.iter().flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten());
+    let time = |task: &Path| -> Option<f64> {
+        std::fs::read_to_string(task.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    tasks.filter_map(|task| time(&task.path()).map(|time| (task.path(), time))).collect()
+}
+
+/// Seconds of CPU since then. A thread that ended takes its own away with it, and not that of others.
+fn scheduled_since(pids: &[u32], before: &BTreeMap<PathBuf, f64>) -> f64 {
+    let used = scheduled(pids).into_iter().map(|(task, time)| time - before.get(&task).unwrap_or(&0.0));
+    used.sum::<f64>() / 1e9
 }
 
 /// Milliseconds from the start of a daemon until it tells of all pods as ready and running; `None` if it is not ours.
