@@ -24,6 +24,9 @@ const LAST: &str = "the last line";
 /// How long a container may take to write its lines.
 const LOG_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long the files of a removed image may take to go.
+const REMOVED_LIMIT: Duration = Duration::from_secs(30);
+
 /// Lines of 100 bytes from a container to its log: from the call that starts it until the last line is in the file.
 pub async fn logs(bench: &mut Bench) -> Result<()> {
     bench.sheet.row("log_throughput", "MB/s", Higher);
@@ -68,6 +71,21 @@ pub async fn logs(bench: &mut Bench) -> Result<()> {
             Ok(())
         })
         .await
+}
+
+/// Waits until no more files go away, since the next one's pull must not pay for what this one removes behind its answer.
+async fn removed() -> Result<()> {
+    let free = || Ok::<_, anyhow::Error>(nix::sys::statvfs::statvfs(&std::env::temp_dir())?.files_free());
+    let start = Instant::now();
+    let mut before = free()?;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = free()?;
+        if now <= before || start.elapsed() > REMOVED_LIMIT {
+            return Ok(());
+        }
+        before = now;
+    }
 }
 
 fn ends_with(path: &Path, text: &str) -> Result<bool> {
@@ -121,6 +139,7 @@ pub async fn pull(bench: &mut Bench) -> Result<()> {
                 bail!("the image is not there after its pull");
             }
             call(endpoint.cri()?.remove_image(&image)).await.context("RemoveImage")?;
+            removed().await?;
             bench.settle().await;
             if round > 0 {
                 let endpoint = bench.endpoints[index].name.clone();
