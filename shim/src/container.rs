@@ -32,6 +32,17 @@ use crate::{
     spans,
 };
 
+/// How long a process may take to stop: it may be in the middle of a system call.
+const STOP_LIMIT: Duration = Duration::from_millis(500);
+
+/// Waits until a process has stopped, or is gone.
+async fn stopped(pid: u32) {
+    let deadline = Instant::now() + STOP_LIMIT;
+    while family::is_running(pid) && Instant::now() < deadline {
+        sleep(Duration::from_micros(200)).await;
+    }
+}
+
 /// How long what is killed may take to be gone before the exit is told without it.
 const SWEEP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -351,7 +362,7 @@ impl Container {
     }
 
     /// Signals a process, or with `all` everything that belongs to it.
-    pub(crate) fn kill(&self, exec_id: &str, signal: i32, all: bool) -> Result<()> {
+    pub(crate) async fn kill(&self, exec_id: &str, signal: i32, all: bool) -> Result<()> {
         let process = self.process(exec_id)?;
         let failed = |source| ShimError::Io { step: format!("send signal {signal}"), source };
         let finished =
@@ -370,8 +381,10 @@ impl Container {
         let pid = pid.ok_or_else(finished)?;
         if all {
             if signal == Signal::SIGKILL as i32 {
-                // Or a shell would see its children die and exit by itself, before it is killed too.
+                // Or a shell would see its children die and exit by itself, before it is killed too; and one that is in the
+                // middle of a fork would have a child after the last look.
                 send(pid, Signal::SIGSTOP as i32).map_err(failed)?;
+                stopped(pid).await;
             }
             // Before their leader: the children of one that is gone are nobody's.
             self.signal_family(&*self.exec(exec_id)?, pid, signal).map_err(failed)?;

@@ -28,6 +28,12 @@ pub(crate) fn group(pid: u32) -> Option<u32> {
     Some(read(pid)?.group)
 }
 
+/// Whether a process can still do something: it is there, and neither stopped nor dead.
+pub(crate) fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state(&stat).is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+}
+
 fn read(pid: u32) -> Option<Kin> {
     parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -53,6 +59,11 @@ fn of(all: &BTreeMap<u32, Kin>, leader: u32, group: u32) -> BTreeSet<u32> {
 fn parse(stat: &str) -> Option<Kin> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(1).map(|field| field.parse().ok());
     Some(Kin { parent: fields.next()??, group: fields.next()??, session: fields.next()?? })
+}
+
+/// The letter behind the name.
+fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 #[cfg(test)]
@@ -96,6 +107,8 @@ mod tests {
     #[test]
     fn a_stat_is_read_whatever_the_name_is() {
         assert_eq!(parse("7 (a) b ( c) S 3 5 6 0 -1 4194560"), Some(kin(3, 5, 6)));
+        assert_eq!(state("7 (a) b ( c) T 3 5 6"), Some('T'));
+        assert_eq!(state(""), None);
         assert_eq!(parse("7 (a) S 3"), None);
         assert_eq!(parse(""), None);
     }

@@ -86,7 +86,7 @@ impl Task for Service {
         let container = self.0.container(&request.id)?;
         let signal = i32::try_from(request.signal)
             .map_err(|_| ShimError::Invalid(format!("signal {} is not valid", request.signal)))?;
-        container.kill(&request.exec_id, signal, request.all)?;
+        detach(async move { container.kill(&request.exec_id, signal, request.all).await }).await?;
         Ok(Empty::default())
     }
 
