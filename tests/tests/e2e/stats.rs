@@ -282,7 +282,12 @@ fn metrics_have_cadvisors_names_and_labels() {
         let received = find(&answer[0].metrics, "container_network_receive_bytes_total")?;
         assert_eq!(label(&received, "interface").as_deref(), Some("eth0"));
         assert_eq!(label(&received, "container").as_deref(), Some(""), "the pod's, not a container's");
-        assert!(number(find(&answer[0].metrics, "container_memory_rss")?.value)? >= 20 << 20);
+        // The kernel adds a child's memory to its parent's some time later.
+        wait::until("the pod's memory is counted", async || {
+            let answer = node.cri().list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await?.pod_metrics;
+            Ok((number(find(&answer[0].metrics, "container_memory_rss")?.value)? >= 20 << 20).then_some(()))
+        })
+        .await?;
         node.remove_pod(&sandbox).await?;
         Ok(())
     });

@@ -159,11 +159,13 @@ fn who_outlives_the_grace_period_is_killed() {
             assert_eq!(lines, ["SIGTERM"], "{mode:?}: asked once and then killed");
 
             // Stopped by job control it hears nothing, and is killed all the same.
-            let script = "echo ready; kill -STOP $$; echo went on";
+            // It is ready when it has stopped, and that another process must say.
+            let script =
+                "(until grep -q '^State:.T' /proc/$$/status; do :; done; echo ready) & kill -STOP $$; echo went on";
             let mut config = Container::new("frozen", IMAGE).sh(script);
             if mode == NamespaceMode::Container {
                 // An init can't stop itself.
-                config = Container::new("frozen", IMAGE).sh("sh -c 'echo ready; kill -STOP $$; echo went on'; exit 1");
+                config = Container::new("frozen", IMAGE).command(&["/bin/sh", "-c", "sh -c \"$0\"; exit 1", script]);
             }
             let frozen = ready(node, &sandbox, &pod, &config).await?;
             node.cri().stop_container(&frozen, 1).await?;
