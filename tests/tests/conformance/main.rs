@@ -12,10 +12,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use vaina_proto::cri::{ListContainersRequest, ListPodSandboxRequest};
+use vaina_proto::cri::{ListContainersRequest, ListImagesRequest, ListPodSandboxRequest};
 use vaina_tests::{
     images::{critest, probe_beside_this_program},
-    node::{Node, Options, SOCKET, e2e_with},
+    node::{IMAGE, Node, Options, SOCKET, e2e_with},
     registry::DockerRegistry,
 };
 
@@ -92,6 +92,12 @@ fn suite(arguments: &'static [&'static str]) {
             let pods = cri.list_pod_sandbox(ListPodSandboxRequest::default()).await?.items;
             let containers = cri.list_containers(ListContainersRequest::default()).await?.containers;
             ensure!(pods.is_empty() && containers.is_empty(), "critest left {pods:?} {containers:?}");
+            // It leaves the images that its pods ran.
+            for image in cri.list_images(ListImagesRequest::default()).await?.images {
+                if !image.repo_tags.iter().any(|tag| tag == IMAGE) {
+                    cri.remove_image(&image.id).await?;
+                }
+            }
             for hierarchy in fs::read_dir("/sys/fs/cgroup")?.flatten() {
                 let left: Vec<_> =
                     fs::read_dir(hierarchy.path().join("vaina-critest")).into_iter().flatten().flatten().collect();
