@@ -444,7 +444,10 @@ impl Node {
         let status = self.cri().container(id).await?;
         let mut last = String::new();
         wait::until(&format!("the log contains {needle:?}"), async || {
-            last = log_text(&self.log(&status)?)?;
+            let log = self.log(&status)?;
+            // A line may be seen while it is being written.
+            let whole = log.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            last = log_text(&log[..whole])?;
             Ok(last.contains(needle).then(|| last.clone()))
         })
         .await
