@@ -111,12 +111,7 @@ fn tell(app: &App, sandbox: &Arc<Sandbox>, id: &str, kind: ContainerEventType) {
         container_event_type: kind.into(),
         created_at: 0,
         pod_sandbox_status: Some(sandbox::message(sandbox)),
-        containers_statuses: app
-            .containers_of(&sandbox.id)
-            .iter()
-            .filter(|container| container.is_listed())
-            .map(|container| container::message(container))
-            .collect(),
+        containers_statuses: container::messages(app, &sandbox.id),
     });
 }
 

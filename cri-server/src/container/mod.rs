@@ -58,6 +58,7 @@ pub use self::{
 pub(crate) use self::{
     exec_process::{DRAIN_LIMIT, ExecProcess, Fifo, process_spec, unique_name},
     remove::remove_known,
+    status::messages,
     stop::{settle, stop_known},
 };
 use crate::{

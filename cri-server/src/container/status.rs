@@ -10,6 +10,7 @@ use super::{Container, ContainerState, list, signal};
 use crate::{
     app::App,
     error::{Classify, Kind},
+    id::SandboxId,
     index::FindError,
     work::lock,
 };
@@ -38,6 +39,12 @@ pub async fn status(app: &App, id: &str, verbose: bool) -> Result<ContainerStatu
     }
     let info = if verbose { info(app, &container).await } else { BTreeMap::new() };
     Ok(ContainerStatusResponse { status: Some(message(&container)), info })
+}
+
+/// Those of a pod's containers that CRI's lists name, as CRI sees them.
+pub(crate) fn messages(app: &App, sandbox: &SandboxId) -> Vec<cri::ContainerStatus> {
+    let containers = app.containers_of(sandbox);
+    containers.iter().filter(|container| container.is_listed()).map(|container| message(container)).collect()
 }
 
 /// As CRI sees it.

@@ -41,12 +41,7 @@ pub fn status(app: &App, id: &str, verbose: bool) -> Result<PodSandboxStatusResp
     Ok(PodSandboxStatusResponse {
         status: Some(message(&sandbox)),
         info: if verbose { info(&sandbox) } else { BTreeMap::new() },
-        containers_statuses: app
-            .containers_of(&sandbox.id)
-            .iter()
-            .filter(|container| container.is_listed())
-            .map(|container| container::message(container))
-            .collect(),
+        containers_statuses: container::messages(app, &sandbox.id),
         timestamp: now(),
     })
 }

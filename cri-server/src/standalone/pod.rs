@@ -648,21 +648,23 @@ impl Life {
         }
     }
 
-    /// Takes note of a container's end and decides whether it is started again.
-    async fn note_end(&mut self, id: &str) -> Result<(), PodError> {
-        let found =
-            self.members.iter().position(|member| matches!(&member.state, State::Running { id: own, .. } if own == id));
-        let Some(index) = found else { return Ok(()) };
+    async fn status_of(&self, id: &str) -> Result<cri::ContainerStatusResponse, DaemonError> {
         let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        let answer = self
-            .context
+        self.context
             .daemon
             .call("ContainerStatus", |daemon| {
                 let request = request.clone();
                 async move { daemon.runtime().container_status(request).await }
             })
-            .await;
-        let status = match answer {
+            .await
+    }
+
+    /// Takes note of a container's end and decides whether it is started again.
+    async fn note_end(&mut self, id: &str) -> Result<(), PodError> {
+        let found =
+            self.members.iter().position(|member| matches!(&member.state, State::Running { id: own, .. } if own == id));
+        let Some(index) = found else { return Ok(()) };
+        let status = match self.status_of(id).await {
             Ok(answer) => answer.status.unwrap_or_default(),
             // Somebody removed it under us.
             Err(error) if error.code() == Some(Code::NotFound) => {
@@ -792,17 +794,8 @@ impl Life {
     async fn tell_stopped(&self, index: usize) {
         let member = &self.members[index];
         let State::Running { id, since } = &member.state else { return };
-        let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
-        let answer = self
-            .context
-            .daemon
-            .call("ContainerStatus", |daemon| {
-                let request = request.clone();
-                async move { daemon.runtime().container_status(request).await }
-            })
-            .await;
         // Only told: a pod must go whether or not anybody knows how its containers ended.
-        let Some(status) = answer.ok().and_then(|answer| answer.status) else { return };
+        let Some(status) = self.status_of(id).await.ok().and_then(|answer| answer.status) else { return };
         let reason = if status.exit_code == KILLED { "Killed" } else { "Stopped" };
         self.context.terminal.event(&member.subject, Level::Normal, reason, &ending(&status, *since));
     }
