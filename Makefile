@@ -10,6 +10,7 @@ CARGO ?= cargo
 LOCKED ?= --locked
 # Built tools and images, kept over checkouts.
 TOOLS ?= $(HOME)/.cache/vaina-tools
+export VAINA_TOOLS := $(TOOLS)
 OUT := target/x86_64-unknown-linux-gnu
 # Test output of this run, for the summary.
 LOG := target/test.log

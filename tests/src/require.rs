@@ -135,18 +135,25 @@ pub fn cgroups_for_crun() -> Result<()> {
         if known.lines().any(|line| line.split_whitespace().next() == Some(controller)) {
             ensure!(
                 root.join(controller).join("tasks").exists(),
-                "cgroup v1 hierarchy {controller} is not mounted, and crun refuses to run without it: `make e2e-setup`"
+                "cgroup v1 hierarchy {controller} is not mounted, and crun refuses to run without it: `make cgroups`"
             );
         }
     }
     Ok(())
 }
 
+/// Where built tools and images are kept over checkouts: `VAINA_TOOLS`, which `make` sets, or below the home directory.
+pub fn cache() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("VAINA_TOOLS") {
+        return Ok(path.into());
+    }
+    let home = env::var_os("HOME").context("neither VAINA_TOOLS nor HOME is set")?;
+    Ok(Path::new(&home).join(".cache/vaina-tools"))
+}
+
 /// Finds a program of the Kubernetes project that `make` keeps beside the checkout, by its name and version.
 pub fn kept_tool(name: &str, target: &str) -> Result<PathBuf> {
-    let home = env::var_os("HOME").context("HOME is not set")?;
-    let kept = env::var_os("VAINA_TOOLS").map_or_else(|| Path::new(&home).join(".cache/vaina-tools"), PathBuf::from);
-    let program = kept.join("bin").join(name);
+    let program = cache()?.join("bin").join(name);
     ensure!(program.exists(), "{} is missing: run `make {target}`", program.display());
     Ok(program)
 }

@@ -5,12 +5,15 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use vaina_tests::guest::{Disk, PowerLost, image, payload};
+use vaina_tests::{
+    guest::{Disk, PowerLost, image, payload},
+    require,
+};
 
 const BOOT_ID: [&str; 2] = ["cat", "/proc/sys/kernel/random/boot_id"];
 
 fn disk(directory: &Path, tests: &[payload::TestProgram]) -> Result<Disk> {
-    let image = image::ensure(&image::cache()?)?;
+    let image = image::ensure(&require::cache()?)?;
     let payload = directory.join("payload");
     payload::assemble(&payload, tests)?;
     Disk::create(&image, &directory.join("run"), &payload)

@@ -4,10 +4,13 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
-use vaina_tests::guest::{
-    Disk,
-    group::{self, GROUPS},
-    image, payload,
+use vaina_tests::{
+    guest::{
+        Disk,
+        group::{self, GROUPS},
+        image, payload,
+    },
+    require,
 };
 
 /// A Debian machine with systemd and cgroup v2 in QEMU.
@@ -59,7 +62,7 @@ fn main() -> Result<ExitCode> {
         }
         Command::Test { groups, results, arguments } => test(&groups, &results, &arguments),
         Command::Run { directory, argv } => {
-            let image = image::ensure(&image::cache()?)?;
+            let image = image::ensure(&require::cache()?)?;
             let payload = tempfile::tempdir()?;
             payload::assemble(payload.path(), &[])?;
             let mut guest = Disk::create(&image, &directory, payload.path())?.boot()?;
@@ -72,7 +75,7 @@ fn main() -> Result<ExitCode> {
             Ok(exit_code(code))
         }
         Command::Shell { directory } => {
-            Disk::open(&image::ensure(&image::cache()?)?, &directory)?.boot_for_people()?;
+            Disk::open(&image::ensure(&require::cache()?)?, &directory)?.boot_for_people()?;
             Ok(ExitCode::SUCCESS)
         }
     }

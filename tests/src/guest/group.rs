@@ -13,6 +13,7 @@ use super::{
     Disk, Guest, image,
     payload::{self, TestProgram},
 };
+use crate::require;
 
 /// A group of tests.
 #[derive(Debug)]
@@ -113,7 +114,7 @@ fn run_here(tests: &[TestProgram], arguments: &[String]) -> Result<Outcome> {
 }
 
 fn run_in_guest(tests: &[TestProgram], directory: &Path, arguments: &[String]) -> Result<Outcome> {
-    let image = image::ensure(&image::cache()?)?;
+    let image = image::ensure(&require::cache()?)?;
     let payload = tempfile::tempdir()?;
     payload::assemble(payload.path(), tests)?;
     let mut guest = Disk::create(&image, directory, payload.path())?.boot()?;

@@ -74,12 +74,6 @@ pub struct Image {
     pub disk: PathBuf,
 }
 
-/// Where images are kept, beside other built tools.
-pub fn cache() -> Result<PathBuf> {
-    let home = std::env::var_os("HOME").context("HOME is not set, and images are kept below it")?;
-    Ok(PathBuf::from(home).join(".cache/vaina-tools"))
-}
-
 /// The image of this recipe, made now if the cache does not hold it.
 pub fn ensure(cache: &Path) -> Result<Image> {
     require::root().context("the guest's disk is made and booted by root")?;

@@ -7,7 +7,7 @@ mod report;
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -17,6 +17,7 @@ use vaina_tests::{
     images::{critest, probe_beside_this_program},
     node::{IMAGE, Node, Options, SOCKET, e2e_with},
     registry::DockerRegistry,
+    require,
 };
 
 use self::report::{Report, State};
@@ -40,26 +41,19 @@ const SKIPS: &[(&str, &str)] = &[
     ("NRI", "an interface of containerd and CRI-O, not of the CRI"),
 ];
 
-fn cache() -> Result<PathBuf> {
-    let home = env::var_os("HOME").context("HOME is not set")?;
-    Ok(env::var_os("VAINA_TOOLS").map_or_else(|| Path::new(&home).join(".cache/vaina-tools"), PathBuf::from))
-}
-
 /// Runs the suite with further arguments in a fresh node.
 ///
 /// # Panics
 /// When anything of it fails.
 fn suite(arguments: &'static [&'static str]) {
     // In the machine's own namespaces, as this reaches for packages.
-    let debian = cache().and_then(|cache| critest::Debian::ensure(&cache)).expect("unpack Debian's packages");
+    let debian = require::cache().and_then(|cache| critest::Debian::ensure(&cache)).expect("unpack Debian's packages");
     e2e_with(
         Options { config: Some(CONFIG.to_owned()), without_daemon: true, ..Options::default() },
         async move |node| {
             // What specs provoke on purpose (missing images and commands, wrong profiles) is told by WARN at most.
             node.allow("failed");
-            let cache = cache()?;
-            let program = cache.join("bin").join(CRITEST);
-            ensure!(program.exists(), "{} is missing: run `make critest-tools`", program.display());
+            let program = require::kept_tool(CRITEST, "critest-tools")?;
             let registry = DockerRegistry::start(node.directory(), 5000, false)?;
             critest::Builder::new(&debian, &probe_beside_this_program()?)?.push(&registry.target)?;
             for host in critest::HOSTS {
