@@ -20,7 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 use vaina_proto::cri::{
-    VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+    self, VersionRequest, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
 
 use crate::{
@@ -142,6 +142,50 @@ impl Daemon {
                 Err(status) => return Err(DaemonError::Call { verb, status: Box::new(status) }),
             }
         }
+    }
+
+    /// ListContainers.
+    pub(super) async fn containers(&self, filter: cri::ContainerFilter) -> Result<Vec<cri::Container>, DaemonError> {
+        let request = cri::ListContainersRequest { filter: Some(filter) };
+        let answer = self
+            .call("ListContainers", |daemon| {
+                let request = request.clone();
+                async move { daemon.runtime().list_containers(request).await }
+            })
+            .await?;
+        Ok(answer.containers)
+    }
+
+    /// ContainerStatus.
+    pub(super) async fn container(&self, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, DaemonError> {
+        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose };
+        self.call("ContainerStatus", |daemon| {
+            let request = request.clone();
+            async move { daemon.runtime().container_status(request).await }
+        })
+        .await
+    }
+
+    /// ListPodSandbox.
+    pub(super) async fn sandboxes(&self, filter: cri::PodSandboxFilter) -> Result<Vec<cri::PodSandbox>, DaemonError> {
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        let answer = self
+            .call("ListPodSandbox", |daemon| {
+                let request = request.clone();
+                async move { daemon.runtime().list_pod_sandbox(request).await }
+            })
+            .await?;
+        Ok(answer.items)
+    }
+
+    /// PodSandboxStatus.
+    pub(super) async fn sandbox(&self, id: &str, verbose: bool) -> Result<cri::PodSandboxStatusResponse, DaemonError> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose };
+        self.call("PodSandboxStatus", |daemon| {
+            let request = request.clone();
+            async move { daemon.runtime().pod_sandbox_status(request).await }
+        })
+        .await
     }
 }
 

@@ -59,47 +59,27 @@ pub(super) async fn running(daemon: &Daemon, directory: &PodDirectory) -> Result
 /// All containers of a sandbox.
 pub(super) async fn containers(daemon: &Daemon, sandbox: &str) -> Result<Vec<cri::Container>, DaemonError> {
     let filter = cri::ContainerFilter { pod_sandbox_id: sandbox.to_owned(), ..Default::default() };
-    let request = cri::ListContainersRequest { filter: Some(filter) };
-    let answer = daemon
-        .call("ListContainers", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().list_containers(request).await }
-        })
-        .await?;
-    Ok(answer.containers)
+    daemon.containers(filter).await
 }
 
 /// The sandboxes of a pod: one, unless somebody was killed at the wrong moment.
 pub(super) async fn sandboxes(daemon: &Daemon, directory: &PodDirectory) -> Result<Vec<cri::PodSandbox>, DaemonError> {
     let label_selector = BTreeMap::from([(keys::POD_UID.to_owned(), directory.uid())]);
     let filter = cri::PodSandboxFilter { label_selector, ..Default::default() };
-    let request = cri::ListPodSandboxRequest { filter: Some(filter) };
-    let answer = daemon
-        .call("ListPodSandbox", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().list_pod_sandbox(request).await }
-        })
-        .await?;
-    Ok(answer.items)
+    daemon.sandboxes(filter).await
 }
 
 async fn running_containers(daemon: &Daemon, directory: &PodDirectory) -> Result<Vec<cri::Container>, DaemonError> {
     let label_selector = BTreeMap::from([(keys::POD_UID.to_owned(), directory.uid())]);
     let filter = cri::ContainerFilter { label_selector, ..Default::default() };
-    let request = cri::ListContainersRequest { filter: Some(filter) };
-    let answer = daemon
-        .call("ListContainers", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().list_containers(request).await }
-        })
-        .await?;
+    let containers = daemon.containers(filter).await?;
     // What is Unknown may run, and a stop of what does not is no harm.
     let may_run = |state: i32| {
         [cri::ContainerState::ContainerRunning, cri::ContainerState::ContainerUnknown]
             .iter()
             .any(|s| i32::from(*s) == state)
     };
-    Ok(answer.containers.into_iter().filter(|container| may_run(container.state)).collect())
+    Ok(containers.into_iter().filter(|container| may_run(container.state)).collect())
 }
 
 async fn stop(daemon: &Daemon, id: &str, left: Duration) -> Result<(), DaemonError> {

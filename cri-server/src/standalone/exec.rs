@@ -161,13 +161,7 @@ async fn running(arguments: &ExecArguments, daemon: &Daemon) -> Result<cri::Cont
 
 /// The container's own process with another command, in OCI's JSON.
 async fn process(daemon: &Daemon, container: &str, arguments: &ExecArguments) -> Result<Vec<u8>, ExecError> {
-    let request = cri::ContainerStatusRequest { container_id: container.to_owned(), verbose: true };
-    let answer = daemon
-        .call("ContainerStatus", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().container_status(request).await }
-        })
-        .await?;
+    let answer = daemon.container(container, true).await?;
     let info = answer.info.get("info").and_then(|info| serde_json::from_str::<Value>(info).ok()).unwrap_or_default();
     let mut process = info["runtimeSpec"]["process"].clone();
     let Some(fields) = process.as_object_mut() else {
@@ -195,13 +189,7 @@ async fn process(daemon: &Daemon, container: &str, arguments: &ExecArguments) ->
 }
 
 async fn shim_address(daemon: &Daemon, sandbox: &str) -> Result<String, ExecError> {
-    let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
-    let answer = daemon
-        .call("PodSandboxStatus", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().pod_sandbox_status(request).await }
-        })
-        .await?;
+    let answer = daemon.sandbox(sandbox, true).await?;
     let info = answer.info.get("info").and_then(|info| serde_json::from_str::<Value>(info).ok()).unwrap_or_default();
     let address = info["shimAddress"].as_str().filter(|address| !address.is_empty());
     address.map(str::to_owned).ok_or(ExecError::Answer { what: "the address of the pod's shim" })

@@ -60,26 +60,14 @@ pub(super) async fn containers(daemon: &Daemon, namespace: &str, pod: &str) -> R
     let labels = [(keys::POD_NAMESPACE, namespace), (keys::POD_NAME, pod)];
     let label_selector: BTreeMap<_, _> = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     let filter = cri::ContainerFilter { label_selector: label_selector.clone(), ..Default::default() };
-    let request = cri::ListContainersRequest { filter: Some(filter) };
-    let answer = daemon
-        .call("ListContainers", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().list_containers(request).await }
-        })
-        .await?;
-    if !answer.containers.is_empty() {
-        return Ok(answer.containers);
+    let containers = daemon.containers(filter).await?;
+    if !containers.is_empty() {
+        return Ok(containers);
     }
     let filter = cri::PodSandboxFilter { label_selector, ..Default::default() };
-    let request = cri::ListPodSandboxRequest { filter: Some(filter) };
-    let answer = daemon
-        .call("ListPodSandbox", |daemon| {
-            let request = request.clone();
-            async move { daemon.runtime().list_pod_sandbox(request).await }
-        })
-        .await?;
+    let sandboxes = daemon.sandboxes(filter).await?;
     let (namespace, name) = (namespace.to_owned(), pod.to_owned());
-    Err(if answer.items.is_empty() { FindError::Pod { namespace, name } } else { FindError::Empty { namespace, name } })
+    Err(if sandboxes.is_empty() { FindError::Pod { namespace, name } } else { FindError::Empty { namespace, name } })
 }
 
 /// The container of that name, or the first.

@@ -112,13 +112,7 @@ pub(super) async fn run(arguments: LogsArguments, daemon: Daemon, pods: Pods) ->
             let mut attempts: Vec<&cri::Container> = found.iter().filter(|one| find::name(one) == container).collect();
             attempts.sort_by_key(|one| std::cmp::Reverse(find::attempt(one)));
             let chosen = attempts.get(usize::from(arguments.previous)).ok_or_else(|| none(container.clone()))?;
-            let request = cri::ContainerStatusRequest { container_id: chosen.id.clone(), verbose: false };
-            let answer = daemon
-                .call("ContainerStatus", |daemon| {
-                    let request = request.clone();
-                    async move { daemon.runtime().container_status(request).await }
-                })
-                .await?;
+            let answer = daemon.container(&chosen.id, false).await?;
             answer.status.map(|status| status.log_path.into()).ok_or_else(|| none(container))?
         }
     };

@@ -327,13 +327,7 @@ impl Life {
             .await?;
         let id = answer.pod_sandbox_id;
         self.sandbox = Some((id.clone(), config));
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id, verbose: false };
-        let answer = daemon
-            .call("PodSandboxStatus", |daemon| {
-                let request = request.clone();
-                async move { daemon.runtime().pod_sandbox_status(request).await }
-            })
-            .await?;
+        let answer = daemon.sandbox(&id, false).await?;
         let network = answer.status.and_then(|status| status.network).unwrap_or_default();
         self.addresses = std::iter::once(network.ip)
             .chain(network.additional_ips.into_iter().map(|ip| ip.ip))
@@ -368,15 +362,7 @@ impl Life {
     /// as ended in the usual way.
     async fn keep_sandbox(&mut self) -> Result<(), PodError> {
         let (id, _) = self.sandbox.clone().unwrap_or_default();
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id, verbose: false };
-        let answer = self
-            .context
-            .daemon
-            .call("PodSandboxStatus", |daemon| {
-                let request = request.clone();
-                async move { daemon.runtime().pod_sandbox_status(request).await }
-            })
-            .await;
+        let answer = self.context.daemon.sandbox(&id, false).await;
         match answer {
             Ok(answer) => {
                 let state = answer.status.map(|status| status.state);
@@ -648,23 +634,12 @@ impl Life {
         }
     }
 
-    async fn status_of(&self, id: &str) -> Result<cri::ContainerStatusResponse, DaemonError> {
-        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        self.context
-            .daemon
-            .call("ContainerStatus", |daemon| {
-                let request = request.clone();
-                async move { daemon.runtime().container_status(request).await }
-            })
-            .await
-    }
-
     /// Takes note of a container's end and decides whether it is started again.
     async fn note_end(&mut self, id: &str) -> Result<(), PodError> {
         let found =
             self.members.iter().position(|member| matches!(&member.state, State::Running { id: own, .. } if own == id));
         let Some(index) = found else { return Ok(()) };
-        let status = match self.status_of(id).await {
+        let status = match self.context.daemon.container(id, false).await {
             Ok(answer) => answer.status.unwrap_or_default(),
             // Somebody removed it under us.
             Err(error) if error.code() == Some(Code::NotFound) => {
@@ -795,7 +770,9 @@ impl Life {
         let member = &self.members[index];
         let State::Running { id, since } = &member.state else { return };
         // Only told: a pod must go whether or not anybody knows how its containers ended.
-        let Some(status) = self.status_of(id).await.ok().and_then(|answer| answer.status) else { return };
+        let Some(status) = self.context.daemon.container(id, false).await.ok().and_then(|answer| answer.status) else {
+            return;
+        };
         let reason = if status.exit_code == KILLED { "Killed" } else { "Stopped" };
         self.context.terminal.event(&member.subject, Level::Normal, reason, &ending(&status, *since));
     }

@@ -121,27 +121,11 @@ pub(super) async fn run(arguments: PsArguments, daemon: Daemon, pods: Pods) -> R
 type Seen = (Vec<cri::PodSandbox>, Vec<cri::Container>, BTreeMap<String, String>);
 
 async fn seen(daemon: &Daemon) -> Result<Seen, DaemonError> {
-    let sandboxes = daemon
-        .call("ListPodSandbox", |daemon| async move {
-            daemon.runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await
-        })
-        .await?
-        .items;
-    let containers = daemon
-        .call("ListContainers", |daemon| async move {
-            daemon.runtime().list_containers(cri::ListContainersRequest::default()).await
-        })
-        .await?
-        .containers;
+    let sandboxes = daemon.sandboxes(cri::PodSandboxFilter::default()).await?;
+    let containers = daemon.containers(cri::ContainerFilter::default()).await?;
     let mut addresses = BTreeMap::new();
     for sandbox in &sandboxes {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id.clone(), verbose: false };
-        let answer = daemon
-            .call("PodSandboxStatus", |daemon| {
-                let request = request.clone();
-                async move { daemon.runtime().pod_sandbox_status(request).await }
-            })
-            .await;
+        let answer = daemon.sandbox(&sandbox.id, false).await;
         // One that went meanwhile has no address.
         let network = answer.ok().and_then(|answer| answer.status?.network);
         if let Some(network) = network.filter(|network| !network.ip.is_empty()) {
