@@ -225,6 +225,23 @@ pub struct Process {
     pub command: String,
 }
 
+/// The pids of the processes whose environment, control group or mount table carries this mark: a shim has neither of the
+/// first two of its node.
+pub fn marked(mark: &str) -> Vec<u32> {
+    let carries = |path: PathBuf| fs::read(path).is_ok_and(|text| contains(&text, mark));
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| ["environ", "cgroup", "mountinfo"].iter().any(|file| carries(entry.path().join(file))))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+fn contains(text: &[u8], mark: &str) -> bool {
+    text.windows(mark.len()).any(|window| window == mark.as_bytes())
+}
+
 /// The processes of a node, but for zombies and registries.
 pub fn processes(scope: &Scope) -> Result<Vec<Process>> {
     let namespace = fs::read_link("/proc/thread-self/ns/mnt").context("read our mount namespace")?;
@@ -233,12 +250,11 @@ pub fn processes(scope: &Scope) -> Result<Vec<Process>> {
         let entry = entry.context("list /proc")?;
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
-        let mark = scope.environment_mark.as_bytes();
-        let marked = |file: &str, mark: &[u8]| read(file).windows(mark.len()).any(|window| window == mark);
+        let marked = |file: &str, mark: &str| contains(&read(file), mark);
         let is_inside = || fs::read_link(entry.path().join("ns/mnt")).is_ok_and(|other| other == namespace);
         let ours = (scope.whole_namespace && is_inside())
-            || marked("environ", mark)
-            || scope.cgroup_marks.iter().any(|mark| marked("cgroup", mark.as_bytes()));
+            || marked("environ", &scope.environment_mark)
+            || scope.cgroup_marks.iter().any(|mark| marked("cgroup", mark));
         if pid == std::process::id() || !ours {
             continue;
         }

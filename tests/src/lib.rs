@@ -10,6 +10,7 @@ pub mod bench;
 pub mod build;
 pub mod client;
 pub mod disturb;
+pub mod ground;
 pub mod guest;
 pub mod http;
 pub mod images;

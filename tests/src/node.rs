@@ -13,7 +13,7 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::OnceLock,
+    sync::{Once, OnceLock},
     thread,
     time::Duration,
 };
@@ -26,13 +26,13 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tempfile::TempDir;
 use tonic::Status;
 use vaina_proto::cri;
 
 use crate::{
     build::{Container, Pod},
     client::Cri,
+    ground::{self, Ground},
     images::{self, Flavour, archive, layer::Compression},
     leak::{self, Scope, Snapshot},
     require::{self, Programs},
@@ -110,7 +110,7 @@ where
 #[derive(Debug)]
 pub struct Node {
     name: String,
-    directory: TempDir,
+    directory: Ground,
     options: Options,
     /// The programs under test.
     pub programs: Programs,
@@ -129,8 +129,10 @@ impl Node {
         let programs = require::programs()?;
         require::tool("ip", "iproute2")?;
         require::tool("nft", "nftables")?;
-        let directory = tempfile::Builder::new().prefix("vaina-e2e-").tempdir().context("make the node's directory")?;
-        let name = directory.path().file_name().context("name the node")?.to_string_lossy().into_owned();
+        static CLEANED: Once = Once::new();
+        CLEANED.call_once(|| ground::clean(PREFIX));
+        let directory = Ground::new(PREFIX)?;
+        let name = directory.name();
         for own in ["lib", "log/pods"] {
             fs::create_dir_all(directory.path().join(own)).with_context(|| format!("make the node's /var/{own}"))?;
         }
@@ -605,6 +607,9 @@ impl Node {
         }
     }
 }
+
+/// How the directories and control groups of nodes are named.
+const PREFIX: &str = "vaina-e2e-";
 
 /// Marks the environment of all that a node starts.
 const ENVIRONMENT: &str = "VAINA_E2E_NODE";

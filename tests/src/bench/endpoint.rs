@@ -75,7 +75,7 @@ pub type Down = [f64; 4];
 impl Endpoint {
     /// An endpoint that is not connected yet. Logs go below `ground`, cgroups below one of its name.
     pub fn new(name: &str, socket: &Path, daemon: Option<Daemon>, image: &str, ground: &Path) -> Self {
-        let base = super::ground::name(ground);
+        let base = crate::ground::name(ground);
         Self {
             name: name.to_owned(),
             socket: socket.to_owned(),
@@ -262,23 +262,6 @@ impl Endpoint {
             }
         }
         Ok(())
-    }
-}
-
-/// Removes a cgroup and all below it, in every hierarchy, as far as they are empty.
-pub fn remove_cgroups(name: &str) {
-    fn remove(directory: &Path) {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                remove(&entry.path());
-            }
-        }
-        let _ = std::fs::remove_dir(directory);
-    }
-    let root = Path::new("/sys/fs/cgroup");
-    remove(&root.join(name));
-    for hierarchy in std::fs::read_dir(root).into_iter().flatten().flatten() {
-        remove(&hierarchy.path().join(name));
     }
 }
 

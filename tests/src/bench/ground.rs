@@ -8,7 +8,6 @@
 
 use std::{
     env,
-    fs::{self, File},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
@@ -26,11 +25,12 @@ use nix::{
     },
     unistd::Pid,
 };
-use rustix::fs::{FlockOperation, flock};
-use tempfile::TempDir;
 
-use super::endpoint::remove_cgroups;
-use crate::{node::run, require};
+use crate::{
+    ground::{self, Ground},
+    node::run,
+    require,
+};
 
 /// How all grounds are named, in the directory for temporary files and in cgroups.
 const PREFIX: &str = "vaina-bench-";
@@ -60,13 +60,13 @@ pub fn enter() -> Result<Role> {
 
 /// A ground without namespaces of its own, for endpoints that are there already: they must see its directory and registry.
 #[derive(Debug)]
-pub struct Plain(TempDir);
+pub struct Plain(Ground);
 
 impl Plain {
     /// Takes away what dead runs left, and makes a new one.
     pub fn new() -> Result<Self> {
-        clean();
-        directory().map(Self)
+        ground::clean(PREFIX);
+        Ground::new(PREFIX).map(Self)
     }
 
     /// Where it is.
@@ -77,39 +77,14 @@ impl Plain {
 
 impl Drop for Plain {
     fn drop(&mut self) {
-        remove_cgroups(&name(self.path()));
-    }
-}
-
-/// A directory that says by a lock that it is in use. The lock goes with the process, and with nothing else.
-fn directory() -> Result<TempDir> {
-    let directory = tempfile::Builder::new().prefix(PREFIX).tempdir().context("make a directory")?;
-    // Under its name only when it is locked: until then nobody takes the directory for one of a dead run.
-    let (new, path) = (directory.path().join("new"), directory.path().join("lock"));
-    let lock = File::create(&new).context("make the lock")?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).context("lock the directory")?;
-    fs::rename(new, path).context("name the lock")?;
-    // Held until the process ends; not inherited by what it starts.
-    std::mem::forget(lock);
-    Ok(directory)
-}
-
-/// Takes away what dead runs left.
-fn clean() {
-    for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_free = |lock: File| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if name.starts_with(PREFIX) && File::open(entry.path().join("lock")).is_ok_and(is_free) {
-            let _ = vaina_sys::fs::remove_tree(&entry.path());
-            remove_cgroups(&name);
-        }
+        ground::remove_cgroups(&self.0.name());
     }
 }
 
 fn supervise() -> Result<u8> {
     require::root()?;
-    clean();
-    let directory = directory()?;
+    ground::clean(PREFIX);
+    let directory = Ground::new(PREFIX)?;
     // Waited for below, and let through again by the child, which inherits the mask.
     let signals: SigSet = [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     signals.thread_block().context("block signals")?;
@@ -124,7 +99,7 @@ fn supervise() -> Result<u8> {
             break code(child.wait()?);
         }
     };
-    remove_cgroups(&name(directory.path()));
+    ground::remove_cgroups(&directory.name());
     // Not by `TempDir`, which stops at what it does not expect in root file systems.
     vaina_sys::fs::remove_tree(directory.path()).with_context(|| format!("remove {}", directory.path().display()))?;
     Ok(code)
@@ -163,11 +138,6 @@ fn this(stage: &str, ground: &Path) -> Result<Child> {
     command.spawn().with_context(|| format!("start the process that is to {stage}"))
 }
 
-/// A ground's name, which is also that of its cgroups.
-pub fn name(ground: &Path) -> String {
-    ground.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
 fn code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
@@ -178,37 +148,17 @@ mod tests {
     mod root {
         use super::super::*;
 
-        /// Makes cgroups as an endpoint does, in all hierarchies.
-        fn make_cgroups(ground: &Path) -> Vec<PathBuf> {
-            let group = vaina_sys::cgroup::Hierarchies::detect()
-                .unwrap()
-                .group(&Path::new("/").join(name(ground)).join("endpoint").join("pod"));
-            group.create().unwrap();
-            group.directories().map(Path::to_owned).collect()
-        }
-
         #[test]
         fn a_ground_takes_its_directory_and_its_cgroups_away() {
             let ground = Plain::new().unwrap();
-            let mut things = make_cgroups(ground.path());
+            let path = Path::new("/").join(ground.0.name()).join("endpoint").join("pod");
+            let group = vaina_sys::cgroup::Hierarchies::detect().unwrap().group(&path);
+            group.create().unwrap();
+            let mut things: Vec<PathBuf> = group.directories().map(Path::to_owned).collect();
             things.push(ground.path().to_owned());
-            assert!(things.iter().all(|path| path.exists()), "{things:?}");
-            // It is in use, and no other run may touch it.
-            clean();
             assert!(things.iter().all(|path| path.exists()), "{things:?}");
             drop(ground);
             assert!(things.iter().all(|path| !path.exists()), "{things:?}");
-        }
-
-        #[test]
-        fn what_a_dead_run_left_goes() {
-            let ground = env::temp_dir().join(format!("{PREFIX}dead-{}", std::process::id()));
-            fs::create_dir_all(ground.join("logs")).unwrap();
-            File::create(ground.join("lock")).unwrap();
-            let cgroups = make_cgroups(&ground);
-            clean();
-            assert!(!ground.exists());
-            assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
         }
     }
 }
