@@ -35,14 +35,6 @@ use crate::{
 /// How long a process may take to stop: it may be in the middle of a system call.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
 
-/// Waits until a process has stopped, or is gone.
-async fn stopped(pid: u32) {
-    let deadline = Instant::now() + STOP_LIMIT;
-    while family::is_running(pid) && Instant::now() < deadline {
-        sleep(Duration::from_micros(200)).await;
-    }
-}
-
 /// How long what is killed may take to be gone before the exit is told without it.
 const SWEEP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -558,6 +550,14 @@ fn send(pid: u32, signal: i32) -> std::io::Result<()> {
     match vaina_sys::process::open(pid).and_then(|process| vaina_sys::process::signal(process, signal)) {
         Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(()),
         other => other,
+    }
+}
+
+/// Waits until a process has stopped, or is gone.
+async fn stopped(pid: u32) {
+    let deadline = Instant::now() + STOP_LIMIT;
+    while family::is_running(pid) && Instant::now() < deadline {
+        sleep(Duration::from_micros(200)).await;
     }
 }
 
