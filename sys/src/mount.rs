@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -38,17 +38,29 @@ pub fn remount_read_only(target: &Path) -> io::Result<()> {
     make_read_only(&tree)
 }
 
-/// `mount_setattr(2)` (5.12) with `MOUNT_ATTR_RDONLY` on the mount that `tree` stands for.
 fn make_read_only(tree: &OwnedFd) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the descriptor is open for the length of the call, the path is an empty NUL-terminated string (allowed by
+    set_attributes(tree, libc::MOUNT_ATTR_RDONLY, None, false)
+}
+
+/// Shows the files of a detached mount with other owners: what `user` calls 0 is 0 on disk. With `recursive` the mounts below
+/// it too. A file system that can't is `EINVAL`.
+pub fn map_ids(tree: impl AsFd, user: impl AsFd, recursive: bool) -> io::Result<()> {
+    set_attributes(tree, libc::MOUNT_ATTR_IDMAP, Some(user.as_fd()), recursive)
+}
+
+/// `mount_setattr(2)` (5.12) on the mount that `tree` stands for.
+fn set_attributes(tree: impl AsFd, set: u64, user: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
+    let userns_fd = user.map_or(0, |user| u64::from(user.as_raw_fd().unsigned_abs()));
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptors are open for the length of the call, the path is an empty NUL-terminated string (allowed by
     // AT_EMPTY_PATH), the pointer is to a live `mount_attr`, and the size is that structure's. The kernel writes to none.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
+            tree.as_fd().as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
@@ -160,9 +172,17 @@ pub fn detach(target: &Path) -> io::Result<()> {
 /// A read-only mount of `path` that stands in no mount table: what is opened or executed through the descriptor can't
 /// be written through it, whatever its file's mode says. It goes with the last descriptor.
 pub fn detached_read_only(path: &Path) -> io::Result<OwnedFd> {
-    let tree = open_tree(rustix::fs::CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let tree = detached(path, false)?;
     make_read_only(&tree)?;
     Ok(tree)
+}
+
+/// A mount of `path` (file or directory) that stands in no mount table, with `recursive` of what is mounted below it too. Its
+/// propagation is that of the mount that it is taken from.
+pub fn detached(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    Ok(open_tree(rustix::fs::CWD, path, flags)?)
 }
 
 /// Puts a detached mount at `target`.
@@ -307,6 +327,19 @@ mod tests {
             let error = fs::OpenOptions::new().write(true).open(&through).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(nix::libc::EROFS));
             assert!(!table().unwrap().iter().any(|mount| mount.target == file));
+        }
+
+        #[test]
+        fn a_detached_mount_shows_other_owners() {
+            use std::os::unix::fs::MetadataExt as _;
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("file"), "x").unwrap();
+            let map = [crate::userns::IdMap { inside: 0, outside: 70_000, length: 1000 }];
+            let tree = detached(dir.path(), false).unwrap();
+            map_ids(&tree, crate::userns::create(&map, &map).unwrap(), false).unwrap();
+            let through = format!("/proc/self/fd/{}/file", tree.as_raw_fd());
+            let seen = fs::metadata(&through).unwrap();
+            assert_eq!((seen.uid(), seen.gid()), (70_000, 70_000));
         }
 
         #[test]

@@ -2,25 +2,38 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     thread,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::mount::{self, Propagation};
+use crate::{
+    mount::{self, Propagation},
+    userns::Member,
+};
 
 /// Makes a network namespace and pins it at `pin`, whose directory is made a shared mount first, so that the pin
 /// shows (and goes) in every mount namespace. A left-over pin of the same name is replaced.
 pub fn create(pin: &Path) -> io::Result<()> {
+    create_owned(pin, None)
+}
+
+/// As [`create`], with a user namespace that it belongs to: who is root there may change it.
+pub fn create_owned(pin: &Path, owner: Option<BorrowedFd<'_>>) -> io::Result<()> {
     prepare_directory(pin.parent().unwrap_or_else(|| Path::new("/")))?;
     unpin(pin)?;
     fs::OpenOptions::new().write(true).create_new(true).open(pin)?;
-    let made = on_own_thread(|| {
+    let make = || {
         unshare(CloneFlags::CLONE_NEWNET)?;
         mount::bind(Path::new("/proc/thread-self/ns/net"), pin, false)
-    });
+    };
+    let made = match owner {
+        None => on_own_thread(make),
+        Some(user) => Member::join(user, CloneFlags::CLONE_NEWNET)
+            .and_then(|member| mount::bind(Path::new(&member.path("net")), pin, false)),
+    };
     if made.is_err() {
         let _ = fs::remove_file(pin);
     }
