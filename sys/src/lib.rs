@@ -13,3 +13,4 @@ pub mod process;
 pub mod pty;
 pub mod semaphore;
 pub mod sysvipc;
+pub mod userns;
