@@ -160,8 +160,10 @@ fn hold_image(app: &App, container: &Container) {
     if matches!(container.state(), ContainerState::Unknown(_)) {
         return;
     }
-    if let Err(error) = app.images.hold(&container.image.id, container.id.as_str()) {
-        tracing::warn!(container = %container.id, error = %Chain(&error), "the image of a container is gone");
+    for image in container.images() {
+        if let Err(error) = app.images.hold(image, container.id.as_str()) {
+            tracing::warn!(container = %container.id, error = %Chain(&error), "the image of a container is gone");
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     error::{Result, ShimError, Step as _},
     family,
     io::stdio::{self, ConsoleSocket, Input, Pumps, Triple},
-    mount::RootfsMount,
+    mount::BundleMount,
     process::{Phase, Process, Stdio},
     reaper::{Child, Exit, Reaper, now},
     runtime::{self, Runtime},
@@ -45,7 +45,7 @@ const FORK_ROUNDS: usize = 8;
 pub(crate) struct Create {
     pub(crate) id: String,
     pub(crate) bundle: PathBuf,
-    pub(crate) rootfs: Vec<RootfsMount>,
+    pub(crate) mounts: Vec<BundleMount>,
     pub(crate) stdio: Stdio,
     /// What becomes of its streams.
     pub(crate) streams: Streams,
@@ -122,7 +122,7 @@ impl Container {
                 runtime::Create {
                     id: &create.id,
                     bundle: &create.bundle,
-                    rootfs: &create.rootfs,
+                    mounts: &create.mounts,
                     stdio: streams,
                     console_socket: console.as_ref().map(|console| console.path.as_path()),
                 },

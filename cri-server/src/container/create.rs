@@ -7,7 +7,9 @@ use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::{ContainerConfig, ContainerEventType};
 
 use super::{
-    Container, ContainerImage, ContainerState, Kept, Level, Origin, StepError, difference, signal,
+    Container, ContainerImage, ContainerState, ImageVolumeError, Kept, Level, Origin, StepError,
+    bundle::BundleError,
+    difference, image_volume, signal,
     steps::{ContainerStep, Walk},
 };
 use crate::{
@@ -15,7 +17,6 @@ use crate::{
     error::{Chain, Classify, Kind},
     events,
     id::{self, ContainerId},
-    image::Image,
     index::FindError,
     plan::{Drive, Failure, Observed, execute},
     sandbox::{NotReadyError, Sandbox},
@@ -46,6 +47,9 @@ pub enum CreateError {
     /// The image is not on this node.
     #[error("image {0:?} is not on this node; it must be pulled first")]
     NoImage(String),
+    /// A volume that is an image.
+    #[error(transparent)]
+    ImageVolume(ImageVolumeError),
     /// The key is taken by a container that was asked for with another config.
     #[error("container {id} has the same sandbox, name ({name}) and attempt, and a different {field}")]
     Differs {
@@ -84,6 +88,16 @@ fn undo(further: &[StepError]) -> String {
     further.iter().map(|error| Chain(error).to_string()).collect::<Vec<_>>().join("; ")
 }
 
+impl From<StepError> for CreateError {
+    /// The kubelet looks at how the text begins.
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Bundle(BundleError::ImageVolume(source)) => Self::ImageVolume(source),
+            other => Self::Step(other),
+        }
+    }
+}
+
 impl Classify for CreateError {
     fn kind(&self) -> Kind {
         match self {
@@ -95,6 +109,7 @@ impl Classify for CreateError {
             Self::Id(_) | Self::Lost => Kind::Internal,
             Self::Step(source) | Self::StepAndUndo { source, .. } => source.kind(),
             Self::Sync(source) => source.kind(),
+            Self::ImageVolume(source) => source.kind(),
         }
     }
 }
@@ -115,6 +130,8 @@ pub async fn create(
         let container = Arc::new(prepare(app, &sandbox, &config)?);
         let container = match app.index.containers.claim(&container) {
             Ok(()) => {
+                // Most clients start at once what they have created.
+                app.group_moves.announce();
                 drop(app.changes.spawn(make(Arc::clone(app), Arc::clone(&container))));
                 container
             }
@@ -153,21 +170,12 @@ fn prepare(app: &App, sandbox: &Arc<Sandbox>, config: &ContainerConfig) -> Resul
         id: ContainerId::new(id::random().map_err(CreateError::Id)?),
         sandbox: Arc::clone(sandbox),
         config: config.clone(),
-        image: name_image(&image, config),
+        image: ContainerImage::new(&image, &config.image.clone().unwrap_or_default()),
+        volume_images: image_volume::resolve(app, &sandbox.handler, config).map_err(CreateError::ImageVolume)?,
         stop_signal,
         created_at: now(),
     };
     Ok(Container::new(origin, Kept { boot_id: app.boot_id.clone(), ..Kept::default() }))
-}
-
-fn name_image(image: &Image, config: &ContainerConfig) -> ContainerImage {
-    let asked = config.image.clone().unwrap_or_default();
-    let asked = if asked.user_specified_image.is_empty() { asked.image } else { asked.user_specified_image };
-    ContainerImage {
-        id: image.id.clone(),
-        name: image.repo_tags.first().cloned().unwrap_or(asked),
-        reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
-    }
 }
 
 /// The container's, or else the image's, or else `SIGTERM`. Kept from now on: the image may be gone at the stop.
@@ -241,7 +249,7 @@ async fn make(app: Arc<App>, container: Arc<Container>) {
             container.publish(ContainerState::Created);
             events::container(&app, &container, ContainerEventType::ContainerCreatedEvent);
         }
-        Err(Failure { first, owed: false, .. }) => failed(&app, &container, CreateError::Step(first)),
+        Err(Failure { first, owed: false, .. }) => failed(&app, &container, first.into()),
     }
 }
 

@@ -20,6 +20,7 @@ mod bundle;
 mod create;
 mod exec_process;
 mod exec_sync;
+mod image_volume;
 mod list;
 mod record;
 mod remove;
@@ -39,12 +40,13 @@ use std::{
 
 use tokio::sync::{Mutex as Gate, MutexGuard, RwLockReadGuard, watch};
 use tracing::{Instrument as _, info_span};
-use vaina_proto::cri::{ContainerConfig, ContainerMetadata, LinuxContainerResources};
+use vaina_proto::cri::{ContainerConfig, ContainerMetadata, ImageSpec, LinuxContainerResources};
 
 pub use self::{
     create::{CreateError, create},
     exec_process::ProcessError,
     exec_sync::{ExecSyncError, exec_sync},
+    image_volume::ImageVolumeError,
     list::list,
     record::ContainerRecord,
     remove::{RemoveError, remove},
@@ -64,6 +66,7 @@ pub(crate) use self::{
 use crate::{
     error::{Classify, Kind},
     id::{ContainerId, ImageId, SandboxId},
+    image::{Image, Reference},
     index::Entry,
     plan::Mark,
     sandbox::Sandbox,
@@ -156,6 +159,20 @@ pub struct ContainerImage {
     pub reference: String,
 }
 
+impl ContainerImage {
+    fn new(image: &Image, asked: &ImageSpec) -> Self {
+        let named =
+            if asked.user_specified_image.is_empty() { &asked.image } else { &asked.user_specified_image };
+        // Of several tags the one that the pod has in its manifest.
+        let is_named = |tag: &&String| named.parse::<Reference>().is_ok_and(|named| named.to_string() == **tag);
+        Self {
+            id: image.id.clone(),
+            name: image.repo_tags.iter().find(is_named).or(image.repo_tags.first()).unwrap_or(named).clone(),
+            reference: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        }
+    }
+}
+
 /// The user that the process starts as.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
@@ -192,6 +209,8 @@ pub struct Container {
     pub config: ContainerConfig,
     /// Its image.
     pub image: ContainerImage,
+    /// The images of its volumes, in the order of the mounts that name one.
+    pub volume_images: Vec<ContainerImage>,
     /// Number of the signal that asks it to end.
     pub stop_signal: i32,
     /// Unix nanoseconds.
@@ -245,13 +264,14 @@ pub(crate) struct Origin {
     pub(crate) sandbox: Arc<Sandbox>,
     pub(crate) config: ContainerConfig,
     pub(crate) image: ContainerImage,
+    pub(crate) volume_images: Vec<ContainerImage>,
     pub(crate) stop_signal: i32,
     pub(crate) created_at: i64,
 }
 
 impl Container {
     pub(crate) fn new(origin: Origin, kept: Kept) -> Self {
-        let Origin { id, sandbox, config, image, stop_signal, created_at } = origin;
+        let Origin { id, sandbox, config, image, volume_images, stop_signal, created_at } = origin;
         let key = config.metadata.as_ref().map(|ContainerMetadata { name, attempt }| ContainerKey {
             sandbox: sandbox.id.clone(),
             name: name.clone(),
@@ -262,6 +282,7 @@ impl Container {
             sandbox,
             config,
             image,
+            volume_images,
             stop_signal,
             created_at,
             key,
@@ -279,7 +300,8 @@ impl Container {
         // Clients refuse a status without a name, and then can't remove it.
         let metadata = ContainerMetadata { name: format!("unknown-{id}"), attempt: 0 };
         let config = ContainerConfig { metadata: Some(metadata), ..ContainerConfig::default() };
-        let origin = Origin { id, sandbox, config, image, stop_signal: 15, created_at: 1 };
+        let origin =
+            Origin { id, sandbox, config, image, volume_images: Vec::new(), stop_signal: 15, created_at: 1 };
         let kept = Kept { mark: Some(Mark::Toward(Level::Running)), ..Kept::default() };
         let container = Self::new(origin, kept);
         container.publish(ContainerState::Unknown(reason.into()));
@@ -355,6 +377,11 @@ impl Container {
     pub fn resources(&self) -> Option<LinuxContainerResources> {
         let of_config = || self.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         lock(&self.kept).resources.clone().or_else(of_config)
+    }
+
+    /// All images that it stands on.
+    pub(crate) fn images(&self) -> impl Iterator<Item = &ImageId> {
+        [&self.image].into_iter().chain(&self.volume_images).map(|image| &image.id)
     }
 
     /// Its OCI bundle.

@@ -52,6 +52,18 @@ struct Body {
     user: Option<UserBody>,
     #[prost(message, optional, tag = "14")]
     resources: Option<LinuxContainerResources>,
+    #[prost(message, repeated, tag = "15")]
+    volume_images: Vec<ImageBody>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageBody {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    reference: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -108,6 +120,12 @@ impl ContainerRecord {
                 boot_id: kept.boot_id.clone(),
                 user: kept.user.clone().map(|User { uid, gid, groups }| UserBody { uid, gid, groups }),
                 resources: kept.resources.clone(),
+                volume_images: container
+                    .volume_images
+                    .iter()
+                    .cloned()
+                    .map(|ContainerImage { id, name, reference }| ImageBody { id: id.to_string(), name, reference })
+                    .collect(),
             },
         }
     }
@@ -144,6 +162,11 @@ impl ContainerRecord {
                 name: body.image_name,
                 reference: body.image_reference,
             },
+            volume_images: body
+                .volume_images
+                .into_iter()
+                .map(|ImageBody { id, name, reference }| ContainerImage { id: ImageId::new(id), name, reference })
+                .collect(),
             stop_signal: body.stop_signal,
             created_at: body.created_at,
         };
@@ -200,6 +223,11 @@ mod tests {
                 ..Default::default()
             },
             image: ContainerImage { id: ImageId::new("sha256:1"), name: "web:1".into(), reference: "web@2".into() },
+            volume_images: vec![ContainerImage {
+                id: ImageId::new("sha256:3"),
+                name: "data:1".into(),
+                reference: "data@4".into(),
+            }],
             stop_signal: 37,
             created_at: 5,
         };
@@ -230,6 +258,7 @@ mod tests {
         let after = read.into_container(Arc::clone(&before.sandbox));
         assert_eq!(after.config, before.config);
         assert_eq!(after.image, before.image);
+        assert_eq!(after.volume_images, before.volume_images);
         assert_eq!(after.resources().unwrap().cpu_shares, 7);
         assert_eq!(after.record(), record);
     }

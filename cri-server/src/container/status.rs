@@ -6,7 +6,7 @@ use vaina_proto::cri::{
     self, ContainerResources, ContainerStatusResponse, ContainerUser, ImageSpec, LinuxContainerUser,
 };
 
-use super::{Container, ContainerState, list, signal};
+use super::{Container, ContainerState, image_volume, list, signal};
 use crate::{
     app::App,
     error::{Classify, Kind},
@@ -83,7 +83,7 @@ pub fn message(container: &Container) -> cri::ContainerStatus {
         message,
         labels: container.config.labels.clone(),
         annotations: container.config.annotations.clone(),
-        mounts: container.config.mounts.clone(),
+        mounts: image_volume::told(container),
         log_path: container.log_path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         resources: resources.map(|linux| ContainerResources { linux: Some(linux), ..Default::default() }),
         user: user.map(|user| ContainerUser {

@@ -19,7 +19,10 @@ use tracing::{Instrument as _, debug_span};
 
 use vaina_proto::cri::ContainerEventType;
 
-use super::{Container, ContainerRecord, ContainerState, Exit, Kept, Running, User, bundle};
+use super::{
+    Container, ContainerRecord, ContainerState, Exit, Kept, Running, User, bundle,
+    image_volume::{self, Mounted},
+};
 use crate::{
     app::App,
     error::{Chain, Classify, Kind},
@@ -38,7 +41,7 @@ use crate::{
 pub(crate) enum ContainerStep {
     /// The record.
     Record,
-    /// The hold on its image.
+    /// The holds on its image and on those of its volumes.
     Image,
     /// The writable layer.
     Rootfs,
@@ -206,6 +209,20 @@ impl<'a> Walk<'a> {
             .map_err(|source| StepError::Rootfs { step: "make", source })
     }
 
+    /// The mounts of the images that are volumes, each with its place in the bundle.
+    async fn image_volumes(&self) -> Result<Vec<(PathBuf, snapshot::Mount)>, StepError> {
+        let mut mounts = Vec::new();
+        for (number, image) in Mounted::new(&self.container.volume_images).images.into_iter().enumerate() {
+            let image = self.app.images.hold(&image.id, self.container.id.as_str()).map_err(StepError::Hold)?;
+            let (root, id) = (self.app.config.root.clone(), self.container.id.clone());
+            let mount = blocking(move || snapshot::read_only(&root, &id, &image))
+                .await
+                .map_err(|source| StepError::Rootfs { step: "describe a volume for", source })?;
+            mounts.push((image_volume::place(number), mount));
+        }
+        Ok(mounts)
+    }
+
     async fn make_bundle(&self) -> Result<(), StepError> {
         let made = bundle::write(self.app, self.container).await.map_err(StepError::Bundle)?;
         let User { uid, gid, groups } = made;
@@ -233,6 +250,7 @@ impl<'a> Walk<'a> {
             id: &self.container.id,
             bundle: &self.container.bundle(&self.app.config.state),
             rootfs: vec![rootfs],
+            volumes: self.image_volumes().await?,
             terminal: config.tty,
             log_path: self.container.log_path(),
             stdin: config.stdin,
@@ -323,10 +341,9 @@ impl Host<ContainerStep> for Walk<'_> {
             ContainerStep::Record => self.put(|kept| kept.mark = Some(Mark::Toward(Level::Held))).await,
             // Held together with the record since it is only in memory.
             ContainerStep::Image => self
-                .app
-                .images
-                .hold(&self.container.image.id, self.container.id.as_str())
-                .map(drop)
+                .container
+                .images()
+                .try_for_each(|image| self.app.images.hold(image, self.container.id.as_str()).map(drop))
                 .map_err(StepError::Hold),
             ContainerStep::Rootfs => self.make_rootfs().await,
             ContainerStep::Bundle => self.make_bundle().await,

@@ -213,13 +213,13 @@ struct Index {
     removed: HashMap<ImageId, Arc<Image>>,
     /// Recorded, but with layers missing; what is left of the layers is kept for the next pull.
     damaged: HashMap<ImageId, Vec<Arc<Layer>>>,
-    /// Who holds which image.
-    holders: HashMap<String, ImageId>,
+    /// Who holds which images.
+    holders: HashMap<String, BTreeSet<ImageId>>,
 }
 
 impl Index {
     fn is_held(&self, id: &ImageId) -> bool {
-        self.holders.values().any(|held| held == id)
+        self.holders.values().any(|held| held.contains(id))
     }
 }
 

@@ -131,24 +131,29 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Says that `holder` (a container) stands on the image, whose layers then stay until [`ImageStore::release`].
+    /// Says that `holder` (a container) stands on the image, whose layers then stay until [`ImageStore::release`]. It may
+    /// stand on several.
     ///
     /// Holds are in memory: recovery repeats them from its own records, and then calls [`ImageStore::sweep`].
     pub fn hold(&self, id: &ImageId, holder: &str) -> Result<Arc<Image>, HoldError> {
         let mut index = lock(&self.inner.index);
         let image = index.images.get(id).or_else(|| index.removed.get(id)).cloned();
         let image = image.ok_or_else(|| HoldError(id.clone()))?;
-        index.holders.insert(holder.to_owned(), id.clone());
+        index.holders.entry(holder.to_owned()).or_default().insert(id.clone());
         Ok(image)
     }
 
-    /// Takes the hold back; none is fine. A removed image goes with its last one.
+    /// Takes all holds of `holder` back; none is fine. A removed image goes with its last one.
     pub async fn release(&self, holder: &str) -> Result<(), RemoveError> {
-        let Some(id) = lock(&self.inner.index).holders.remove(holder) else {
-            return Ok(());
-        };
+        let held = lock(&self.inner.index).holders.remove(holder).unwrap_or_default();
         let store = self.clone();
-        detached(async move { store.collect(&id).await }).await
+        detached(async move {
+            for id in &held {
+                store.collect(id).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// After recovery has repeated its holds: drops removed images that nobody holds any more.

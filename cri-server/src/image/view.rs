@@ -30,8 +30,34 @@ pub enum Seen {
     Other(PathBuf, Metadata),
 }
 
+/// What is at a path, and where without links.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing, or a way that leads nowhere.
+    Missing,
+    /// A directory, by the names that lead to it from the image's root.
+    Directory(PathBuf),
+    /// Anything else but a symlink.
+    Other,
+}
+
 /// What is at `path` from the root of the image with these layers, lowest first.
 pub fn look(layers: &[PathBuf], path: &Path) -> io::Result<Seen> {
+    walk(layers, path).map(|(_, seen)| seen)
+}
+
+/// Where the directory at `path` is in the image, which never has a link on the way: images don't change.
+pub fn find(layers: &[PathBuf], path: &Path) -> io::Result<Place> {
+    Ok(match walk(layers, path)? {
+        (directory, Seen::Directory) => Place::Directory(directory),
+        (_, Seen::Missing) => Place::Missing,
+        (_, Seen::Other(..)) => Place::Other,
+    })
+}
+
+/// What is at `path`, and the last directory on the way to it.
+fn walk(layers: &[PathBuf], path: &Path) -> io::Result<(PathBuf, Seen)> {
+    let mut here = PathBuf::new();
     // Each directory on the way is the directories of that name in the layers that have a part in it, topmost first.
     let mut way: Vec<Vec<PathBuf>> = vec![visible_roots(layers)?];
     let mut left: VecDeque<OsString> = names(path);
@@ -41,30 +67,35 @@ pub fn look(layers: &[PathBuf], path: &Path) -> io::Result<Seen> {
             // Above the root is the root.
             if way.len() > 1 {
                 way.pop();
+                here.pop();
             }
             continue;
         }
         match step(way.last().map_or(&[], Vec::as_slice), &name)? {
-            Step::Missing => return Ok(Seen::Missing),
-            Step::Directory(parts) => way.push(parts),
+            Step::Missing => return Ok((here, Seen::Missing)),
+            Step::Directory(parts) => {
+                way.push(parts);
+                here.push(name);
+            }
             Step::Other(path, metadata) if metadata.is_symlink() => {
                 links += 1;
                 if links > LINKS_MAX {
-                    return Ok(Seen::Missing);
+                    return Ok((here, Seen::Missing));
                 }
                 let target = fs::read_link(path)?;
                 if target.is_absolute() {
                     way.truncate(1);
+                    here = PathBuf::new();
                 }
                 for name in names(&target).into_iter().rev() {
                     left.push_front(name);
                 }
             }
-            Step::Other(path, metadata) if left.is_empty() => return Ok(Seen::Other(path, metadata)),
-            Step::Other(..) => return Ok(Seen::Missing),
+            Step::Other(path, metadata) if left.is_empty() => return Ok((here, Seen::Other(path, metadata))),
+            Step::Other(..) => return Ok((here, Seen::Missing)),
         }
     }
-    Ok(Seen::Directory)
+    Ok((here, Seen::Directory))
 }
 
 /// Opens a file that [`look`] found. Never blocks and never acts: the image says what lies there.
@@ -221,6 +252,19 @@ mod tests {
             ("self", "missing"),
         ] {
             assert_eq!(seen(&layers, path), expected, "{path}");
+        }
+        fs::create_dir(layers[0].join("usr/etc/deep")).unwrap();
+        for (path, place) in [
+            ("", Place::Directory("".into())),
+            ("etc", Place::Directory("usr/etc".into())),
+            ("usr/../etc/./deep", Place::Directory("usr/etc/deep".into())),
+            ("out/../..", Place::Missing),
+            ("etc/../..", Place::Directory("".into())),
+            ("etc/passwd", Place::Other),
+            ("etc/none", Place::Missing),
+            ("host", Place::Missing),
+        ] {
+            assert_eq!(find(&layers, Path::new(path)).unwrap(), place, "{path}");
         }
         nix::unistd::mkfifo(&layers[1].join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert_eq!(seen(&layers, "fifo"), "other");

@@ -33,12 +33,16 @@ const SHIM: &str = "containerd-shim-vaina-v1";
 const RECURSIVE_READ_ONLY: [&str; 3] = ["crun", "runc", "youki"];
 
 impl Handler {
+    /// Whether its shim knows what ours can do beyond containerd's interfaces.
+    pub fn has_own_shim(&self) -> bool {
+        self.shim.file_name().is_some_and(|name| name == SHIM)
+    }
+
     /// Whether it makes mounts read-only with all that is mounted below them. A runtime that does not know the option would
     /// ignore it or fail late, so of an unknown one it is not believed.
     pub fn makes_recursive_read_only(&self) -> bool {
-        let own_shim = self.shim.file_name().is_some_and(|name| name == SHIM);
         let known = Path::new(&self.runtime).file_name().and_then(|name| name.to_str());
-        own_shim && (self.runtime.is_empty() || known.is_some_and(|name| RECURSIVE_READ_ONLY.contains(&name)))
+        self.has_own_shim() && (self.runtime.is_empty() || known.is_some_and(|name| RECURSIVE_READ_ONLY.contains(&name)))
     }
 }
 

@@ -25,7 +25,7 @@ use tracing::{Instrument as _, debug_span};
 use ttrpc::context::{self, Context};
 pub use vaina_proto::shim::SandboxOptions;
 use vaina_proto::shim::{
-    AttachRequest, ExitReport, HelloRequest, InspectRequest, InspectResponse, PodClient, ReopenLogRequest, StopRequest,
+    AttachRequest, BundleMount, ExitReport, HelloRequest, InspectRequest, InspectResponse, PodClient, ReopenLogRequest, StopRequest,
     TaskOptions, WaitExitRequest,
 };
 
@@ -50,6 +50,8 @@ pub struct CreateTask<'a> {
     pub bundle: &'a Path,
     /// What is mounted, in order, as its root file system.
     pub rootfs: Vec<snapshot::Mount>,
+    /// What else is mounted in the bundle before the OCI runtime reads it, and where below it.
+    pub volumes: Vec<(PathBuf, snapshot::Mount)>,
     /// It has a terminal.
     pub terminal: bool,
     /// CRI log file.
@@ -217,6 +219,17 @@ impl Shim {
             log_path: task.log_path.as_deref().map(text).unwrap_or_default(),
             stdin: task.stdin,
             stdin_once: task.stdin_once,
+            volumes: task
+                .volumes
+                .iter()
+                .map(|(target, mount)| BundleMount {
+                    target: text(target),
+                    type_: mount.type_.clone(),
+                    source: mount.source.clone(),
+                    options: mount.options.clone(),
+                    ..Default::default()
+                })
+                .collect(),
             ..Default::default()
         };
         let encoded = options.write_to_bytes().unwrap_or_default();

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! <root>/containers/<container id>/upper, work    one container
+//! <root>/containers/<container id>/empty         below images that have too few layers for an overlay
 //! <root>/containers/<container id>/volumes/<n>    volumes that its image declares and does not have
 //! <root>/trash/<n>                                renamed away, being deleted
 //! ```
@@ -33,7 +34,7 @@ const CONTAINERS: &str = "containers";
 const TRASH: &str = "trash";
 const UPPER: &str = "upper";
 const WORK: &str = "work";
-/// Under an image without layers.
+/// Under an image with too few layers for an overlay.
 const EMPTY: &str = "empty";
 const VOLUMES: &str = "volumes";
 /// What overlayfs stacks at most. That mount data is one page is the mounter's affair: the new mount API has no such
@@ -139,12 +140,16 @@ pub fn prepare(root: &Path, container: &ContainerId, image: &Image) -> Result<Mo
     mount(&rootfs, &empty)
 }
 
-fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
-    let text = |path: &Path| match path.to_str() {
+/// A path in mount options.
+fn text(path: &Path) -> Result<String, SnapshotError> {
+    match path.to_str() {
         // ':' separates layers and ',' options; overlayfs knows escapes, other readers of the options don't.
         Some(text) if !text.contains([':', ',', '\\']) => Ok(text.to_owned()),
         _ => Err(SnapshotError::Path(path.to_owned())),
-    };
+    }
+}
+
+fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
     if rootfs.lower.len() > LAYERS_MAX {
         return Err(SnapshotError::TooManyLayers(rootfs.lower.len()));
     }
@@ -160,6 +165,24 @@ fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
         format!("workdir={}", text(&rootfs.work)?),
     ];
     Ok(Mount { type_: "overlay".to_owned(), source: "overlay".to_owned(), options })
+}
+
+/// Describes the mount of an image to be read only, for a container. Blocking.
+pub fn read_only(root: &Path, container: &ContainerId, image: &Image) -> Result<Mount, SnapshotError> {
+    let empty = dir(root, container).join(EMPTY);
+    fs::create_dir_all(&empty).map_err(at("create", &empty))?;
+    let mut lower = image.layers.iter().rev().map(|layer| text(layer)).collect::<Result<Vec<_>, _>>()?;
+    let ro = "ro".to_owned();
+    Ok(match lower.len() {
+        0 => Mount { type_: "bind".to_owned(), source: text(&empty)?, options: vec![ro] },
+        1..=LAYERS_MAX => {
+            // overlayfs wants two; a bind of a single one would show its whiteouts.
+            lower.push(text(&empty)?);
+            let options = vec![ro, "index=off".to_owned(), format!("lowerdir={}", lower.join(":"))];
+            Mount { type_: "overlay".to_owned(), source: "overlay".to_owned(), options }
+        }
+        count => return Err(SnapshotError::TooManyLayers(count)),
+    })
 }
 
 /// Where volumes of a container lie that end with it, like its writable layer.

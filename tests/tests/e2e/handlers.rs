@@ -18,7 +18,7 @@ use crate::failed;
 const HANDLERS: [&str; 4] = ["", "vaina", "crun", "runc"];
 
 /// Runs the same test in a fresh pod of each handler, which it must leave as the leak check wants it.
-fn each(prepare: fn(Pod) -> Pod, test: impl AsyncFn(&mut Node, &Pod, &str) -> Result<()> + Send + 'static) {
+pub(crate) fn each(prepare: fn(Pod) -> Pod, test: impl AsyncFn(&mut Node, &Pod, &str) -> Result<()> + Send + 'static) {
     e2e(async move |node| {
         require::tool("crun", "crun")?;
         require::tool("runc", "runc")?;
@@ -35,7 +35,7 @@ fn each(prepare: fn(Pod) -> Pod, test: impl AsyncFn(&mut Node, &Pod, &str) -> Re
     });
 }
 
-fn as_it_is(pod: Pod) -> Pod {
+pub(crate) fn as_it_is(pod: Pod) -> Pod {
     pod
 }
 

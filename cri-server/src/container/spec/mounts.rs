@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use vaina_proto::cri::{Mount, MountPropagation};
 
 use super::{Input, SpecError, invalid};
+use crate::container::image_volume::image_of;
 
 pub(super) struct Mounts {
     pub(super) list: Vec<Value>,
@@ -55,8 +56,18 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
     };
     let mut volumes: Vec<_> = input.volumes.iter().map(own).collect();
     let mut propagation = "private";
+    let mut images = input.image_volumes.iter();
     for volume in &input.container.mounts {
-        volumes.push((clean(&volume.container_path), self::volume(volume, input.host.makes_recursive_read_only)?));
+        let image = image_of(volume).and_then(|_| images.next());
+        let mount = match image {
+            Some(source) => bound(volume, source, &["rprivate", "ro", "nosuid", "nodev"])?,
+            None => self::volume(volume, input.host.makes_recursive_read_only)?,
+        };
+        volumes.push((clean(&volume.container_path), mount));
+        if image.is_some() {
+            // Nobody mounts anything in it, so it needs nothing of the root.
+            continue;
+        }
         propagation = match (volume.propagation(), propagation) {
             (MountPropagation::PropagationBidirectional, _) | (_, "rshared") => "rshared",
             (MountPropagation::PropagationHostToContainer, _) | (_, "rslave") => "rslave",
@@ -70,8 +81,8 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
 }
 
 fn volume(mount: &Mount, makes_recursive_read_only: bool) -> Result<Value, SpecError> {
-    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(unsupported("an image as a volume"));
+    if !mount.image_sub_path.is_empty() {
+        return Err(invalid("mounts", format!("image_sub_path {:?} needs an image", mount.image_sub_path)));
     }
     if mount.recursive_read_only {
         if !mount.readonly || mount.propagation() != MountPropagation::PropagationPrivate {
@@ -87,38 +98,35 @@ fn volume(mount: &Mount, makes_recursive_read_only: bool) -> Result<Value, SpecE
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(unsupported("an id-mapped mount"));
     }
-    if !mount.container_path.starts_with('/') {
-        return Err(invalid("mounts", format!("container_path {:?} is not absolute", mount.container_path)));
-    }
     if !mount.host_path.starts_with('/') {
         return Err(invalid("mounts", format!("host_path {:?} is not absolute", mount.host_path)));
     }
-    let mut options = vec!["rbind".to_owned()];
-    options.push(
-        match mount.propagation() {
-            MountPropagation::PropagationPrivate => "rprivate",
-            MountPropagation::PropagationHostToContainer => "rslave",
-            MountPropagation::PropagationBidirectional => "rshared",
-        }
-        .to_owned(),
-    );
-    options.push(
-        match (mount.readonly, mount.recursive_read_only) {
-            (true, true) => "rro",
-            (true, false) => "ro",
-            (false, _) => "rw",
-        }
-        .to_owned(),
-    );
+    let propagation = match mount.propagation() {
+        MountPropagation::PropagationPrivate => "rprivate",
+        MountPropagation::PropagationHostToContainer => "rslave",
+        MountPropagation::PropagationBidirectional => "rshared",
+    };
+    let access = match (mount.readonly, mount.recursive_read_only) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        (false, _) => "rw",
+    };
+    bound(mount, Path::new(&mount.host_path), &[propagation, access])
+}
+
+/// A bind of `source` with these options and then the client's.
+fn bound(mount: &Mount, source: &Path, options: &[&str]) -> Result<Value, SpecError> {
+    if !mount.container_path.starts_with('/') {
+        return Err(invalid("mounts", format!("container_path {:?} is not absolute", mount.container_path)));
+    }
+    let mut options: Vec<String> = ["rbind"].iter().chain(options).map(ToString::to_string).collect();
     for option in &mount.mount_options {
         if !["noexec", "exec", "nosuid", "suid", "nodev", "dev", "noatime", "relatime"].contains(&option.as_str()) {
             return Err(invalid("mounts", format!("mount option {option:?} is not one of a bind mount")));
         }
         options.push(option.clone());
     }
-    Ok(
-        json!({ "destination": clean(&mount.container_path), "type": "bind", "source": mount.host_path, "options": options }),
-    )
+    Ok(json!({ "destination": clean(&mount.container_path), "type": "bind", "source": source, "options": options }))
 }
 
 fn unsupported(what: &str) -> SpecError {
