@@ -23,6 +23,7 @@ use crate::{
     container::{self, Container},
     error::{Chain, Classify, Kind},
     events::Events,
+    group_moves::GroupMoves,
     id::SandboxId,
     image::{self, ImageConfig, ImageStore},
     index::Index,
@@ -56,6 +57,8 @@ pub struct App {
     pub handlers: Handlers,
     /// The host's control groups.
     pub cgroups: Hierarchies,
+    /// Announces moves between them.
+    pub group_moves: GroupMoves,
     /// Tells what happens to containers.
     pub events: Events,
     /// Reads statistics.
@@ -161,9 +164,9 @@ impl App {
     /// Makes every part and recovers what is recorded. Nothing is served yet.
     async fn build(config: Config, streaming: Streaming) -> Result<Arc<Self>, StartError> {
         let boot_id = vaina_sys::process::boot_id().map_err(|source| StartError::Host { what: "boot id", source })?;
-        let cgroups = blocking(Hierarchies::detect)
-            .await
-            .map_err(|source| StartError::Host { what: "control groups", source })?;
+        let groups = || Hierarchies::detect().map(|cgroups| (GroupMoves::new(&cgroups), cgroups));
+        let (group_moves, cgroups) =
+            blocking(groups).await.map_err(|source| StartError::Host { what: "control groups", source })?;
         let handlers = Handlers::new(&config.handlers, &config.state);
         let standing = standing_directories(&config, &handlers);
         let (state, parent) = (config.state.clone(), config.cgroup.parent.clone());
@@ -196,6 +199,7 @@ impl App {
             network,
             pool,
             cgroups,
+            group_moves,
             boot_id,
             streaming,
             changes: Changes::default(),

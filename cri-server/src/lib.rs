@@ -9,6 +9,7 @@ pub mod container;
 pub mod error;
 pub mod events;
 pub mod exits;
+pub mod group_moves;
 pub mod id;
 pub mod image;
 pub mod index;

@@ -66,6 +66,25 @@ impl Hierarchies {
             .map(|(_, path)| path.as_path())
     }
 
+    /// The directory of the group that this process is in, in one hierarchy; nothing where that is out of sight.
+    pub fn own_directory(&self) -> io::Result<Option<PathBuf>> {
+        Ok(self.own_directory_of(&fs::read_to_string("/proc/self/cgroup")?).filter(|directory| directory.is_dir()))
+    }
+
+    fn own_directory_of(&self, text: &str) -> Option<PathBuf> {
+        text.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            let root = match controllers {
+                "" => self.v2.as_deref().filter(|_| self.is_v2()),
+                controllers => {
+                    let own: Vec<&str> = controllers.split(',').collect();
+                    self.v1.iter().find(|(known, _)| known.iter().eq(&own)).map(|(_, root)| root.as_path())
+                }
+            };
+            Some(root?.join(path.strip_prefix('/')?))
+        })
+    }
+
     /// The group at `path` in each hierarchy. Makes nothing.
     pub fn group(&self, path: &Path) -> Group {
         let relative = path.strip_prefix("/").unwrap_or(path);
@@ -75,11 +94,13 @@ impl Hierarchies {
             self.v1.iter().map(|(_, root)| root.as_path()).collect()
         };
         let memory = if self.is_v2() { self.v2.as_deref() } else { self.controller("memory") };
+        let freezer = if self.is_v2() { self.v2.as_deref() } else { self.controller("freezer") };
         // On a hybrid host an OCI runtime may have made the group in the v2 tree as well.
         let hybrid = self.v2.iter().filter(|_| !self.is_v2()).map(PathBuf::as_path);
         Group {
             dirs: roots.iter().copied().chain(hybrid).map(|root| root.join(relative)).collect(),
             memory: memory.map(|root| root.join(relative)),
+            freezer: freezer.map(|root| root.join(relative)),
             v2: self.is_v2(),
         }
     }
@@ -90,6 +111,7 @@ impl Hierarchies {
 pub struct Group {
     dirs: Vec<PathBuf>,
     memory: Option<PathBuf>,
+    freezer: Option<PathBuf>,
     v2: bool,
 }
 
@@ -119,6 +141,16 @@ impl Group {
             fs::write(dir.join("cgroup.procs"), pid.to_string())?;
         }
         Ok(())
+    }
+
+    /// Lets what is frozen in it go on; nothing where it is not there or can't be frozen.
+    pub fn thaw(&self) -> io::Result<()> {
+        let Some(freezer) = &self.freezer else { return Ok(()) };
+        let (file, value) = if self.v2 { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
+        match fs::write(freezer.join(file), value) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// All processes in it and below; empty if it is not there.
@@ -256,7 +288,13 @@ mod tests {
         );
         assert!(!hybrid.is_v2());
         assert_eq!(hybrid.controller("memory"), Some(Path::new("/sys/fs/cgroup/memory")));
-        assert!(table("3 0 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n").is_v2());
+        let unified = table("3 0 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n");
+        assert!(unified.is_v2());
+        let own = |hierarchies: &Hierarchies, text| hierarchies.own_directory_of(text).unwrap().display().to_string();
+        assert_eq!(own(&unified, "0::/system.slice/v.service\n"), "/sys/fs/cgroup/system.slice/v.service");
+        assert_eq!(own(&hybrid, "9:hugetlb:/\n2:memory:/a\n0::/\n"), "/sys/fs/cgroup/memory/a");
+        assert_eq!(hybrid.own_directory_of("0::/\n"), None);
+        assert_eq!(hybrid.own_directory_of("nonsense"), None);
     }
 
     mod root {

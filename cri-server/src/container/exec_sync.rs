@@ -96,6 +96,7 @@ async fn run(
     let Some(shim) = container.sandbox.shim() else {
         return Err(ExecSyncError::State(container.refuse(&container.state())));
     };
+    app.group_moves.announce();
     let name = command.first().cloned().unwrap_or_default();
     let spec =
         process_spec(&container.bundle(&app.config.state), command, false).instrument(debug_span!("spec")).await?;

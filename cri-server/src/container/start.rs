@@ -85,6 +85,7 @@ async fn start_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), S
         other => return Err(StartError::State(container.refuse(&other))),
     }
     container.sandbox.ready().map_err(StartError::Sandbox)?;
+    app.group_moves.announce();
     container.publish(ContainerState::Starting);
     let walk = Walk::new(app, container, None);
     let mark = lock(&container.kept).mark;

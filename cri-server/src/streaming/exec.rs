@@ -78,6 +78,7 @@ async fn run(
     let Some(shim) = container.sandbox.shim() else {
         return Err(RunError::State(container.refuse(&container.state())));
     };
+    app.group_moves.announce();
     let process = ExecProcess::new(&shim, &container.id, "exec");
     let spec = process_spec(&container.bundle(&app.config.state), command, wanted.tty).await?;
     let directory = PodFiles::new(&container.sandbox.directory(&app.config.state)).io;

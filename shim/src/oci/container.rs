@@ -19,8 +19,11 @@ use std::{
     time::Duration,
 };
 
-use libcgroups::common::{AnyCgroupManager, CgroupConfig, CgroupManager as _, FreezerState};
-use libcontainer::container::{Container as Inner, ContainerStatus};
+use libcgroups::common::{AnyCgroupManager, CgroupConfig};
+use libcontainer::{
+    config::YoukiConfig,
+    container::{Container as Inner, ContainerStatus},
+};
 use serde::{Deserialize, Serialize};
 use vaina_sys::{
     cgroup::{Group, Hierarchies},
@@ -223,17 +226,13 @@ impl Container {
                 other => other.map_err(failed)?,
             }
         }
-        if signal == nix::libc::SIGKILL {
-            self.thaw();
+        if signal == nix::libc::SIGKILL
+            && let Ok(group) = self.group()
+        {
+            // A frozen process does not see its end.
+            let _ = group.thaw();
         }
         Ok(())
-    }
-
-    /// A frozen process does not see its end.
-    fn thaw(&self) {
-        if let Ok(manager) = self.cgroup_manager() {
-            let _ = manager.freeze(FreezerState::Thawed);
-        }
     }
 
     /// Removes it; what is still in it is killed if it was never started or if `force` says so.
@@ -252,7 +251,8 @@ impl Container {
             let failed = |source| OciError::Remove { what: "control group", source };
             if group.exists() {
                 let killing = spans::start("kill", &self.id);
-                self.thaw();
+                // What can't be thawed does not end, and is told.
+                let _ = group.thaw();
                 if !group.kill(KILL_LIMIT).map_err(failed)? {
                     let left = group.pids().unwrap_or_default();
                     return Err(OciError::State(format!("processes {left:?} do not end after SIGKILL")));
@@ -263,8 +263,9 @@ impl Container {
             }
         }
         let _span = spans::start("remove state", &self.id);
-        if let Some(inner) = &mut self.inner {
-            // Its group is gone; what is left for the library are the hooks and its directory.
+        if let Some(inner) = &mut self.inner
+            && owes_more(inner)
+        {
             inner.state.pid = None;
             inner.delete(true).map_err(|error| OciError::library("delete container", &error))?;
         }
@@ -327,6 +328,16 @@ impl Container {
             self.inner.as_ref().ok_or_else(|| OciError::State("container has no control group yet".to_owned()))?;
         inner.spec().map(|config| config.cgroup_path).map_err(|error| OciError::library("load configuration", &error))
     }
+}
+
+/// Whether the library has more to do than to remove its directory. For that alone it would look for the hierarchies of
+/// control groups first, each on its own, which is most of the time that a removal takes.
+fn owes_more(container: &Inner) -> bool {
+    let resource_control = container.intel_rdt_dir().or(container.intel_rdt_monitoring_dir());
+    let has_hooks = |config: YoukiConfig| {
+        config.hooks.is_some_and(|hooks| hooks.poststop().as_ref().is_some_and(|some| !some.is_empty()))
+    };
+    resource_control.is_some() || container.spec().is_ok_and(has_hooks)
 }
 
 /// A zombie has ended: only its parent has not looked.
