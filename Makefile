@@ -177,6 +177,28 @@ critest-full: deps cgroups shim critest-tools ## The same over SPDY and WebSocke
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --features full-conformance --test conformance -- --nocapture --test-threads 1 $(TESTS) 2>&1 | tee -a $(LOG)
 
+# Unmodified, from its module (tests/kubelet).
+KUBELET_VERSION := v1.36.3
+KUBELET := $(TOOLS)/bin/kubelet-$(KUBELET_VERSION)
+KUBELET_CLIENT := $(TOOLS)/bin/kubelet-client-$(KUBELET_VERSION)
+
+.PHONY: kubelet
+kubelet: $(KUBELET) $(KUBELET_CLIENT) ## The Kubernetes project's kubelet, and a client of its server
+
+$(KUBELET):
+	$(call go-build,-X k8s.io/component-base/version.gitVersion=$(KUBELET_VERSION),.)
+
+$(KUBELET_CLIENT): tests/kubelet/client/main.go
+	$(call go-build,,./client)
+
+go-build = command -v go >/dev/null || { echo "go is missing: install Go 1.26.4 or later" >&2; exit 1; }; \
+	mkdir -p $(@D) && cd tests/kubelet && CGO_ENABLED=0 go build -p 2 -trimpath -ldflags '-s -w $(1)' -o $@.new $(2) && mv $@.new $@
+
+.PHONY: test-kubelet
+test-kubelet: deps cgroups shim kubelet tools ## Pods of an unmodified kubelet (root)
+	$(CARGO) build $(LOCKED) -p vaina-cri-server
+	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test kubelet -- $(TESTS) 2>&1 | tee -a $(LOG)
+
 # === the guest node ===
 
 VM_DEBS := qemu-system-x86 qemu-utils debootstrap debian-archive-keyring e2fsprogs util-linux

@@ -9,6 +9,7 @@
 pub mod bench;
 pub mod build;
 pub mod client;
+pub mod crictl;
 pub mod disturb;
 pub mod ground;
 pub mod guest;

@@ -369,6 +369,11 @@ impl Node {
         same.with_context(|| format!("the image store had {before:#?} and has {last:#?}"))
     }
 
+    /// Gives the daemon that runs the image of [`boot`](Self::boot) under another name too.
+    pub fn import_base_as(&self, name: &str) -> Result<()> {
+        run(&mut self.vaina(&["image", "import", "--name", name, &base_archive()?.to_string_lossy()])).map(drop)
+    }
+
     /// `vaina image import`.
     pub fn import(&self, archive: &Path) -> Result<String> {
         let output = self.vaina(&["image", "import"]).arg(archive).output().context("run vaina image import")?;

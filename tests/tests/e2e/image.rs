@@ -284,8 +284,11 @@ fn a_pulls_answer_is_the_image_of_a_container() {
         let registry = FakeRegistry::start(Manner::Open)?;
         let base = images::base(&images::probe_beside_this_program()?)?.compression(Compression::None);
         let image = base.layer(Layer::new().file("text", 0o644, b"pulled\n")).build()?;
+        // The image gets a second name, and the container's is the one that it asked for.
+        registry.add("app", "0", &image)?;
         registry.add("app", "1", &image)?;
         let name = format!("{}/app:1", registry.address);
+        node.cri().pull(&format!("{}/app:0", registry.address)).await?;
         let answer = node.cri().pull(&name).await?;
         assert_eq!(registry.count(&image.layers[0].digest), 0, "a layer that is there is not fetched");
 

@@ -5,8 +5,7 @@ use std::{
     io::{PipeWriter, Read as _, Write as _, pipe},
     net::{Shutdown, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::OnceLock,
+    process::Command,
     thread,
     time::Duration,
 };
@@ -18,7 +17,8 @@ use tonic::Code;
 use vaina_proto::cri;
 use vaina_tests::{
     build::{Container, Pod},
-    node::{IMAGE, Node, Options, SOCKET, e2e, e2e_with},
+    crictl::crictl,
+    node::{IMAGE, Node, Options, e2e, e2e_with},
     require,
     running::Running,
     wait,
@@ -27,27 +27,6 @@ use vaina_tests::{
 use crate::assert_failed;
 
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
-
-fn crictl(arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(require::kept_tool("crictl-v1.36.0", "tools")?);
-    command.arg("--config").arg(configuration()?).args(arguments).stdin(Stdio::null());
-    Ok(command)
-}
-
-/// A configuration of its own, so that the machine's does not matter.
-fn configuration() -> Result<&'static Path> {
-    static FILE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let made = FILE.get_or_init(|| {
-        let make = || -> Result<PathBuf> {
-            let path = std::env::current_exe()?.with_file_name("e2e-crictl.yaml");
-            let text = format!("runtime-endpoint: unix://{SOCKET}\nimage-endpoint: unix://{SOCKET}\ntimeout: 60\n");
-            fs::write(&path, text)?;
-            Ok(path)
-        };
-        make().map_err(|error| format!("{error:#}"))
-    });
-    made.as_deref().map_err(|error| anyhow::anyhow!("write crictl's configuration: {error}"))
-}
 
 /// crictl with a standard input that stays open until the writer is dropped.
 fn fed(arguments: &[&str]) -> Result<(Running, PipeWriter)> {

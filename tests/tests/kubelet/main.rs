@@ -1,0 +1,6 @@
+//! An unmodified kubelet of the Kubernetes project runs its pods on the daemon, and what people look at shows them: the
+//! kubelet's own servers, crictl, the pod's address and the host.
+
+mod example;
+mod kubelet;
+mod restarts;
