@@ -3,6 +3,7 @@
 //! Blocking, `io::Result`, descriptors as `OwnedFd`/`AsFd`, always close-on-exec. No policy, no choice of paths, no tokio, no
 //! logs. This is the only crate with `unsafe`: `nix` first, `rustix` for the calls that it lacks.
 
+pub mod answers;
 pub mod cgroup;
 pub mod fs;
 pub mod inherit;
@@ -11,6 +12,7 @@ pub mod mount;
 pub mod netns;
 pub mod process;
 pub mod pty;
+pub mod seccomp;
 pub mod semaphore;
 pub mod sysvipc;
 pub mod userns;

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
+    errno::Errno,
     fcntl::OFlag,
     sys::{
         mman,
@@ -22,6 +23,7 @@ use nix::{
     unistd,
 };
 use vaina_sys::{
+    answers,
     semaphore::Semaphore,
     sysvipc::{self, Key},
 };
@@ -36,6 +38,7 @@ const USAGE: &str = "probe sem-create KEY VALUE | sem-value KEY | sem-remove KEY
       | write OUT ERR COUNT      COUNT times one line to each of stdout and stderr
       | lines COUNT              COUNT lines of 100 bytes and a last one, as fast as they are taken
       | effective-uid            say whom it runs as, which a setuid bit changes
+      | answers CALL…            what the kernel answers to each
       | pause                    wait to be ended
       | serve PORT               say who asks, to each that connects (TCP) or sends (UDP)
       | echo PORT                send back what comes, to each that connects
@@ -99,6 +102,17 @@ fn run(arguments: &[&str]) -> Result<ExitCode> {
         }
         ["lines", count] => lines(count.parse()?)?,
         ["effective-uid"] => say(&format!("Effective uid: {}", unistd::geteuid()))?,
+        ["answers", calls @ ..] => {
+            for call in calls {
+                let answer =
+                    answers::answer(call).with_context(|| format!("{call} is not one of the harmless calls"))?;
+                let word = match answer.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw) {
+                    None => "ok".to_owned(),
+                    Some(errno) => format!("{errno:?}"),
+                };
+                say(&format!("{call} {word}"))?;
+            }
+        }
         ["pause"] => loop {
             unistd::pause();
         },
