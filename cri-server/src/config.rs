@@ -32,6 +32,8 @@ pub struct Config {
     pub network: Network,
     /// Control groups.
     pub cgroup: Cgroup,
+    /// Devices of vendors.
+    pub cdi: Cdi,
     /// Server for exec, attach and port forwarding.
     pub streaming: Streaming,
     /// RuntimeClass handlers beside the built-in ones.
@@ -48,6 +50,7 @@ impl Default for Config {
             image: Image::default(),
             network: Network::default(),
             cgroup: Cgroup::default(),
+            cdi: Cdi::default(),
             streaming: Streaming::default(),
             handlers: BTreeMap::new(),
         }
@@ -146,6 +149,20 @@ pub struct Cgroup {
 impl Default for Cgroup {
     fn default() -> Self {
         Self { parent: "/vaina".to_owned() }
+    }
+}
+
+/// The Container Device Interface.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cdi {
+    /// Directories with spec files; of a device that several have, that of the last counts.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self { directories: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
     }
 }
 
@@ -257,6 +274,9 @@ impl Config {
         if !self.cgroup.parent.starts_with('/') || self.cgroup.parent.split('/').any(|part| part == "..") {
             return refuse("cgroup.parent", "it must be a path from the root of the hierarchy");
         }
+        if let Some(relative) = self.cdi.directories.iter().find(|path| !path.is_absolute()) {
+            return refuse("cdi.directories", &format!("{relative:?} must be an absolute path"));
+        }
         if self.streaming.idle_timeout_seconds == 0 {
             return refuse("streaming.idle_timeout_seconds", "it must be at least 1");
         }
@@ -304,6 +324,7 @@ mod tests {
             ("[network]\nsubnet = '10.0.0.0'", "network.subnet"),
             ("[network]\nbridge = 'a-much-too-long-name'", "network.bridge"),
             ("[cgroup]\nparent = '/a/../b'", "cgroup.parent"),
+            ("[cdi]\ndirectories = ['cdi']", "cdi.directories"),
             ("[streaming]\nidle_timeout_seconds = 0", "streaming.idle_timeout_seconds"),
             ("[streaming]\naddress = '127.0.0.1'", "address"),
             ("[streaming.tls]\ncertificate = '/c.pem'", "key"),

@@ -1,4 +1,4 @@
-//! The wire contracts of Vaina, generated and nothing else.
+//! The wire contracts of Vaina, generated, and the names on which its programs agree.
 //!
 //! - [`cri`]: Kubernetes CRI v1 as of cri-api 0.37, written from the wire table in `tests/cri-v1-wire.tsv`.
 //! - [`images`]: `vaina.images.v1`, importing an archive, for which the CRI has no call.
@@ -11,6 +11,10 @@
     clippy::pedantic,
     reason = "everything below is generated; its contract is checked by the tests"
 )]
+
+/// Annotation of a container's runtime spec that our own OCI runtime reads: variables whose values are not UTF-8, as a JSON
+/// object of names and arrays of bytes. The process and all execs have them.
+pub const ENVIRONMENT_ANNOTATION: &str = "vaina.oci.v1/environment";
 
 /// CRI v1: messages, `runtime_service_{client,server}` and `image_service_{client,server}`.
 #[cfg(feature = "cri")]

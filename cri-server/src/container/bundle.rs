@@ -3,18 +3,21 @@
 use std::{
     fs,
     io::{self, Read as _},
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use tracing::debug_span;
-use vaina_proto::cri::{ContainerConfig, NamespaceMode, security_profile::ProfileType};
+use vaina_proto::cri::{ContainerConfig, Device, NamespaceMode};
 use vaina_sys::cgroup::Hierarchies;
 
 use super::{
-    Container, ContainerState, User,
-    spec::{self, Host, HostDevice, Input, PidNamespace, SpecError},
+    Container, ContainerImage, ContainerState, ImageVolumeError, User,
+    cdi::{self, CdiError},
+    host_devices,
+    image_volume::{self, Mounted},
+    spec::{self, Host, Input, PidNamespace, ResolvedUser, SpecError},
 };
 use crate::{
     app::App,
@@ -23,7 +26,8 @@ use crate::{
         HoldError, Image,
         view::{self, Seen},
     },
-    sandbox::{NotReadyError, PodFiles},
+    runtime::Handler,
+    sandbox::{NotReadyError, PodFiles, UserNamespace},
     snapshot,
     work::blocking,
 };
@@ -55,6 +59,12 @@ pub enum BundleError {
         /// Cause.
         source: io::Error,
     },
+    /// A volume that is an image.
+    #[error(transparent)]
+    ImageVolume(ImageVolumeError),
+    /// Devices of vendors.
+    #[error(transparent)]
+    Cdi(CdiError),
     /// The configs.
     #[error(transparent)]
     Spec(SpecError),
@@ -74,6 +84,8 @@ impl Classify for BundleError {
                 _ => Kind::Internal,
             },
             Self::Spec(source) => source.kind(),
+            Self::ImageVolume(source) => source.kind(),
+            Self::Cdi(source) => source.kind(),
             Self::Encode(_) => Kind::Internal,
         }
     }
@@ -85,15 +97,21 @@ fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BundleError 
 
 /// Makes the bundle and the directory of the log; answers who the process will be.
 pub(super) async fn write(app: &App, container: &Container) -> Result<User, BundleError> {
-    let image = app.images.hold(&container.image.id, container.id.as_str()).map_err(BundleError::Image)?;
+    let hold = |id| app.images.hold(id, container.id.as_str()).map_err(BundleError::Image);
+    let image = hold(&container.image.id)?;
+    let volume_images = container.volume_images.iter().map(|image| hold(&image.id)).collect::<Result<_, _>>()?;
+    let handler = app.handlers.get(&container.sandbox.handler);
     let work = Work {
         id: container.id.to_string(),
         sandbox_id: container.sandbox.id.to_string(),
         pod: container.sandbox.config.clone(),
         config: config(container),
         image,
+        volumes_of: container.volume_images.clone(),
+        volume_images,
         pid: pid_namespace(app, container)?,
         network: container.sandbox.netns(),
+        user_namespace: container.sandbox.user_namespace().zip(container.sandbox.user_pin(&app.config.state)),
         host_ipc: container.sandbox.namespaces().ipc == i32::from(NamespaceMode::Node),
         files: PodFiles::new(&container.sandbox.directory(&app.config.state)),
         cgroup: container.cgroup(&app.config.cgroup.parent),
@@ -101,10 +119,9 @@ pub(super) async fn write(app: &App, container: &Container) -> Result<User, Bund
         bundle: container.bundle(&app.config.state),
         volumes: snapshot::volumes(&app.config.root, &container.id),
         log: container.log_path(),
-        makes_recursive_read_only: app
-            .handlers
-            .get(&container.sandbox.handler)
-            .is_some_and(crate::runtime::Handler::makes_recursive_read_only),
+        makes_recursive_read_only: handler.is_some_and(Handler::makes_recursive_read_only),
+        takes_any_environment: handler.is_some_and(Handler::is_own),
+        cdi_directories: app.config.cdi.directories.clone(),
     };
     blocking(move || work.run()).await
 }
@@ -150,6 +167,12 @@ pub(super) fn has_swap_accounting(cgroups: &Hierarchies) -> bool {
     cgroups.is_v2() || memory.is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists())
 }
 
+/// The sizes of huge pages that the kernel has, as limits name them.
+pub(super) fn huge_pages() -> Vec<String> {
+    let entries = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    entries.filter_map(|entry| spec::huge_page(&entry.file_name().to_string_lossy())).collect()
+}
+
 /// The container's own word; the pod's says only whether there is a shared one.
 fn pid_namespace(app: &App, container: &Container) -> Result<PidNamespace, BundleError> {
     let ready = container.sandbox.ready().map_err(BundleError::Sandbox)?;
@@ -187,8 +210,13 @@ struct Work {
     pod: vaina_proto::cri::PodSandboxConfig,
     config: ContainerConfig,
     image: Arc<Image>,
+    /// The images of its volumes, by what is recorded of them and by what is on disk.
+    volumes_of: Vec<ContainerImage>,
+    volume_images: Vec<Arc<Image>>,
     pid: PidNamespace,
     network: Option<PathBuf>,
+    /// The pod's, and where it is pinned.
+    user_namespace: Option<(UserNamespace, PathBuf)>,
     host_ipc: bool,
     files: PodFiles,
     cgroup: PathBuf,
@@ -198,6 +226,8 @@ struct Work {
     volumes: PathBuf,
     log: Option<PathBuf>,
     makes_recursive_read_only: bool,
+    takes_any_environment: bool,
+    cdi_directories: Vec<PathBuf>,
 }
 
 impl Work {
@@ -208,8 +238,12 @@ impl Work {
         let group = read_in_image(&self.image.layers, "etc/group").map_err(at("read", Path::new("/etc/group")))?;
         let user = spec::user::resolve(&security, &self.image.config, &passwd, &group).map_err(BundleError::Spec)?;
         drop(users);
+        self.check_user(&user)?;
         let host = debug_span!("host").in_scope(|| self.host(&security))?;
-        let volumes = self.image_volumes()?;
+        let cdi = debug_span!("cdi").in_scope(|| cdi::edits(&self.config, &self.cdi_directories));
+        let cdi = cdi.map_err(BundleError::Cdi)?;
+        let volumes = self.declared_volumes()?;
+        let images = self.image_volumes()?;
         let building = debug_span!("spec").entered();
         let spec = spec::build(&Input {
             id: &self.id,
@@ -219,12 +253,16 @@ impl Work {
             image: &self.image.config,
             user: &user,
             network: self.network.as_deref(),
+            user_namespace: self.user_namespace.as_ref().map(|(ids, pin)| (*ids, pin.as_path())),
             ipc: (!self.host_ipc).then_some(self.files.ipc.as_path()),
             // The node's network comes with the node's name.
             uts: self.network.is_some().then_some(self.files.uts.as_path()),
             pid: self.pid.clone(),
             files: &self.files,
             volumes: &volumes,
+            image_volumes: &images,
+            cdi: &cdi,
+            bundle: &self.bundle,
             cgroup: &self.cgroup,
             host: &host,
         })
@@ -237,15 +275,31 @@ impl Work {
         }
         let rootfs = self.bundle.join("rootfs");
         fs::create_dir_all(&rootfs).map_err(at("make", &rootfs))?;
+        // The root of a user namespace must get to its root file system and is anybody here.
+        let searched = fs::Permissions::from_mode(0o711);
+        fs::set_permissions(&self.bundle, searched).map_err(at("set mode of", &self.bundle))?;
         let text = serde_json::to_vec(&spec).map_err(BundleError::Encode)?;
         let path = self.bundle.join("config.json");
         fs::write(&path, text).map_err(at("write", &path))?;
         Ok(User { uid: user.uid, gid: user.gid, groups: user.groups })
     }
 
+    fn check_user(&self, user: &ResolvedUser) -> Result<(), BundleError> {
+        let Some((ids, _)) = &self.user_namespace else { return Ok(()) };
+        let groups = std::iter::once(&user.gid).chain(&user.groups);
+        let mut all = std::iter::once(("user", user.uid, ids.uids)).chain(groups.map(|gid| ("group", *gid, ids.gids)));
+        match all.find(|(_, id, map)| map.outside(*id).is_none()) {
+            None => Ok(()),
+            Some((field, id, map)) => {
+                let reason = format!("{id} is not one of the {} ids of the pod's user namespace", map.length);
+                Err(BundleError::Spec(SpecError::Invalid { field, reason }))
+            }
+        }
+    }
+
     /// Volumes that the image declares and does not have: empty directories that end with the container. What it has of
     /// them is a part of the writable layer, and what the client mounts there is the client's.
-    fn image_volumes(&self) -> Result<Vec<(PathBuf, PathBuf)>, BundleError> {
+    fn declared_volumes(&self) -> Result<Vec<(PathBuf, PathBuf)>, BundleError> {
         let declared = self.image.config.config().as_ref().and_then(|config| config.volumes().clone());
         let mut volumes = Vec::new();
         for target in declared.unwrap_or_default().iter().map(|volume| spec::clean(volume)) {
@@ -257,14 +311,36 @@ impl Work {
             }
             let source = self.volumes.join(volumes.len().to_string());
             fs::create_dir_all(&source).map_err(at("make volume of the image", &source))?;
+            if let Some((ids, _)) = &self.user_namespace {
+                let (uid, gid) = ids.root();
+                chown(&source, Some(uid), Some(gid)).map_err(at("set owner of", &source))?;
+            }
             volumes.push((source, target));
         }
         Ok(volumes)
     }
 
+    /// Where the volumes that are images will be, in the order of the mounts that name one; makes the places for the images.
+    fn image_volumes(&self) -> Result<Vec<PathBuf>, BundleError> {
+        let mounted = Mounted::new(&self.volumes_of);
+        for number in 0..mounted.images.len() {
+            let place = self.bundle.join(image_volume::place(number));
+            fs::create_dir_all(&place).map_err(at("make", &place))?;
+        }
+        let mounts = self.config.mounts.iter().filter(|mount| image_volume::image_of(mount).is_some());
+        mounts
+            .zip(&self.volume_images)
+            .zip(mounted.shown)
+            .map(|((mount, image), number)| {
+                let directory = image_volume::directory(mount, image).map_err(BundleError::ImageVolume)?;
+                Ok(self.bundle.join(image_volume::place(number)).join(directory))
+            })
+            .collect()
+    }
+
     /// A volume without a type that is not there is made as a directory, as users of other runtimes are used to.
     fn make_volumes(&self) -> Result<(), BundleError> {
-        for mount in &self.config.mounts {
+        for mount in self.config.mounts.iter().filter(|mount| image_volume::image_of(mount).is_none()) {
             let path = Path::new(&mount.host_path);
             match fs::metadata(path) {
                 Ok(_) => {}
@@ -282,12 +358,12 @@ impl Work {
         let status = fs::read_to_string("/proc/self/status").map_err(look("/proc/self/status"))?;
         let capabilities = effective_capabilities(&status);
         let own_score = fs::read_to_string("/proc/self/oom_score_adj").map_err(look("/proc/self/oom_score_adj"))?;
-        let asked = self.config.devices.iter().filter_map(|device| host_device(Path::new(&device.host_path)));
-        let seccomp_profile = security
-            .seccomp
-            .as_ref()
-            .filter(|profile| profile.profile_type() == ProfileType::Localhost)
-            .and_then(|profile| fs::read_to_string(&profile.localhost_ref).ok());
+        let asked = |device: &Device| {
+            let path = Path::new(&device.host_path);
+            host_devices::asked(path).map_err(at("look for devices at", path))
+        };
+        let asked_devices = self.config.devices.iter().map(asked).collect::<Result<_, _>>()?;
+        let seccomp_profile = spec::seccomp::of_host(security).map_err(BundleError::Spec)?;
         Ok(Host {
             cgroup_v2: self.cgroups.is_v2(),
             lowest_oom_score_adj: if capabilities.contains(&"CAP_SYS_RESOURCE") {
@@ -296,15 +372,17 @@ impl Work {
                 own_score.trim().parse().ok()
             },
             capabilities,
-            devices: if security.privileged { all_devices().map_err(look("/dev"))? } else { Vec::new() },
-            asked_devices: asked.collect(),
+            devices: if security.privileged { host_devices::all().map_err(look("/dev"))? } else { Vec::new() },
+            asked_devices,
             seccomp_profile,
             has_apparmor: Path::new("/sys/kernel/security/apparmor/profiles").exists(),
             hostname: nix::unistd::gethostname()
                 .map(|name| name.to_string_lossy().into_owned())
                 .map_err(|errno| look("the node's name")(errno.into()))?,
             has_swap_accounting: has_swap_accounting(&self.cgroups),
+            huge_pages: huge_pages(),
             makes_recursive_read_only: self.makes_recursive_read_only,
+            takes_any_environment: self.takes_any_environment,
         })
     }
 }
@@ -318,51 +396,6 @@ fn effective_capabilities(status: &str) -> Vec<&'static str> {
         .unwrap_or_default();
     // The list is in the order of the kernel's numbers.
     spec::ALL_CAPABILITIES.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0).map(|(_, name)| *name).collect()
-}
-
-fn host_device(path: &Path) -> Option<HostDevice> {
-    let found = fs::metadata(path).ok()?;
-    let kind = found.file_type();
-    if !kind.is_block_device() && !kind.is_char_device() {
-        return None;
-    }
-    Some(HostDevice {
-        path: path.to_string_lossy().into_owned(),
-        is_block: kind.is_block_device(),
-        major: rustix::fs::major(found.rdev()),
-        minor: rustix::fs::minor(found.rdev()),
-        mode: found.mode() & 0o7777,
-        uid: found.uid(),
-        gid: found.gid(),
-    })
-}
-
-/// All devices of the host but those that a container gets anew (terminals, its console).
-fn all_devices() -> io::Result<Vec<HostDevice>> {
-    fn walk(directory: &Path, devices: &mut Vec<HostDevice>) -> io::Result<()> {
-        for entry in fs::read_dir(directory)? {
-            let entry = entry?;
-            let path = entry.path();
-            let kind = match entry.file_type() {
-                Ok(kind) => kind,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            if kind.is_dir() {
-                let own = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
-                if !own.iter().any(|name| entry.file_name() == *name) {
-                    walk(&path, devices)?;
-                }
-            } else if entry.file_name() != "console" && !kind.is_symlink() {
-                devices.extend(host_device(&path));
-            }
-        }
-        Ok(())
-    }
-    let mut devices = Vec::new();
-    walk(Path::new("/dev"), &mut devices)?;
-    devices.sort_by(|one, other| one.path.cmp(&other.path));
-    Ok(devices)
 }
 
 /// The largest `passwd` or `group` that is read.

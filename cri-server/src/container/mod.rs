@@ -17,9 +17,12 @@
 //! period or a client is waited for. Readers take the published state and never wait.
 
 mod bundle;
+pub mod cdi;
 mod create;
 mod exec_process;
 mod exec_sync;
+pub(crate) mod idmap;
+mod host_devices;
 mod image_volume;
 mod list;
 mod record;

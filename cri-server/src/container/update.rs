@@ -128,6 +128,7 @@ async fn update_known(app: &App, container: &Container, asked: &LinuxContainerRe
     let host = Host {
         cgroup_v2: app.cgroups.is_v2(),
         has_swap_accounting: bundle::has_swap_accounting(&app.cgroups),
+        huge_pages: bundle::huge_pages(),
         ..Host::default()
     };
     let oci = spec::limits(&new, &host).map_err(UpdateError::Spec)?;

@@ -19,8 +19,11 @@ use super::{
     OciError,
     args::Create,
     container::{self, Container, Identity},
+    environment,
+    restriction::{self, Restriction},
     spec::{self, Host},
     trace::Causes,
+    userns,
     workload::{Kind, Workload},
 };
 
@@ -40,12 +43,17 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
     let host = Hierarchies::detect().map_err(|source| read(Path::new("/proc/self/mountinfo"), source))?;
     spec::normalise(&mut spec, Host { hugetlb: host.is_v2() || host.controller("hugetlb").is_some() });
     let (rootfs, cgroup) = places(&mut spec, &bundle, &create.id)?;
+    super::devices::stage(&mut spec, &bundle)
+        .map_err(|source| OciError::Prepare { step: "make the device nodes", source })?;
+    super::volumes::stage(&mut spec, &bundle)
+        .map_err(|source| OciError::Prepare { step: "prepare the volumes", source })?;
+
+    let restriction = restrict(&mut spec, &root)?;
+    // After the volumes: the container's groups are not there yet.
     if !host.is_v2() {
         spec::spell_out_groups(&mut spec, &host.v1)
             .map_err(|error| OciError::library("describe the mounts of control groups", &error))?;
     }
-    super::volumes::stage(&mut spec, &bundle)
-        .map_err(|source| OciError::Prepare { step: "set the propagation of volumes", source })?;
 
     // The library reads the configuration itself; where it would read something else than is meant, it gets a copy.
     let shadow = container::shadow(&root, &create.id);
@@ -58,7 +66,7 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
         shadow.clone()
     };
     drop(loading);
-    let made = make(&root, create, &library_bundle, &spec).and_then(|pid| {
+    let made = make(&root, create, &library_bundle, &spec, restriction).and_then(|pid| {
         let _span = spans::start("record", &create.id);
         let start_time = u32::try_from(pid).map_err(io::Error::other).and_then(process::start_time);
         let identity = start_time.map(|start_time| Identity { pid, start_time, bundle, rootfs, cgroup });
@@ -104,23 +112,40 @@ fn places(spec: &mut Spec, bundle: &Path, id: &str) -> Result<(PathBuf, PathBuf)
     Ok((rootfs, cgroup))
 }
 
-fn make(root: &Path, create: &Create, bundle: &Path, spec: &Spec) -> Result<i32, OciError> {
+/// Takes the seccomp profile out of the configuration, to be loaded by the process's last step.
+fn restrict(spec: &mut Spec, root: &Path) -> Result<Restriction, OciError> {
+    let Some(linux) = spec.linux_mut() else { return Ok(Restriction::default()) };
+    let Some(profile) = restriction::profile(linux.seccomp().as_ref()).cloned() else {
+        return Ok(Restriction::default());
+    };
+    linux.set_seccomp(None);
+    let process =
+        spec.process_mut().as_mut().ok_or_else(|| OciError::State("config.json has no process".to_owned()))?;
+    Restriction::new(Some(&profile), process, root)
+}
+
+fn make(root: &Path, create: &Create, bundle: &Path, spec: &Spec, restriction: Restriction) -> Result<i32, OciError> {
     prepare_process(&create.id, create.no_new_keyring)?;
     if let Some(wanted) = spec.process().as_ref().and_then(libcontainer::oci_spec::runtime::Process::oom_score_adj) {
         // The library's own message does not say what is wrong.
         set_oom_score(wanted)?;
     }
+    let environment = environment::of(spec)?;
     let causes = Causes::collect(&create.id, last_mount(spec))
         .map_err(|source| OciError::Prepare { step: "collect causes", source })?;
     let cwd = spec.process().as_ref().map_or(Path::new(""), |process| process.cwd());
     if let Some(root) = spec.root() {
-        make_working_directory(root.path(), cwd);
+        make_working_directory(spec, root.path(), cwd);
+    }
+    if let Some(process) = spec.process() {
+        userns::give_streams(spec, process)
+            .map_err(|source| OciError::Prepare { step: "give the streams to the process's user", source })?;
     }
     let failed =
         |error: &libcontainer::error::LibcontainerError| OciError::forked("create container", error, &causes, cwd);
     let _span = spans::start("libcontainer", &create.id);
     let container = ContainerBuilder::new(create.id.clone(), SyscallType::default())
-        .with_executor(Workload::new(causes.clone(), Kind::Init))
+        .with_executor(Workload::new(causes.clone(), Kind::Init, restriction, environment))
         .with_root_path(root)
         .and_then(|builder| builder.with_pid_file(create.pid_file.as_ref()))
         .map_err(|error| failed(&error))?
@@ -140,9 +165,14 @@ fn last_mount(spec: &Spec) -> Option<&Path> {
 }
 
 /// Images name working directories that they do not have; other runtimes make them, the library does not.
-fn make_working_directory(rootfs: &Path, cwd: &Path) {
+fn make_working_directory(spec: &Spec, rootfs: &Path, cwd: &Path) {
+    let make = || fs::File::open(rootfs).and_then(|root| vaina_sys::fs::create_dir_all_in_root(root, cwd, 0o755));
     // Where it can't be made (the file system is read-only, a file is in the way) the change to it says so.
-    let _ = fs::File::open(rootfs).and_then(|root| vaina_sys::fs::create_dir_all_in_root(root, cwd, 0o755));
+    let _ = userns::open(spec).and_then(|user| match user {
+        None => make().map(drop),
+        // Or it would be owned by the node's root, who is nobody in there.
+        Some(user) => vaina_sys::userns::run_in(user, &[], || make().map(drop)),
+    });
 }
 
 /// What the container's process inherits and should not have from us.
@@ -169,7 +199,7 @@ pub(super) fn set_oom_score(wanted: i32) -> Result<(), OciError> {
     fs::write("/proc/self/oom_score_adj", wanted.to_string()).map_err(|source| OciError::OomScore { wanted, source })
 }
 
-fn make_private(directory: &Path) -> io::Result<()> {
+pub(super) fn make_private(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }

@@ -17,13 +17,14 @@ use super::{
     args::Exec,
     container::{Container, shadow},
     create::{prepare_process, set_oom_score},
+    entry::Entry,
+    environment,
+    restriction::{self, Restriction},
     spec,
     trace::Causes,
+    userns,
     workload::{Kind, Workload},
 };
-
-/// Needed to load a filter without "no new privileges", and to give that back.
-const LENT: &[Capability] = &[Capability::SysAdmin, Capability::Setpcap];
 
 /// Runs the process; answers its exit code, or 0 at once when it is detached.
 pub(super) fn exec(root: &Path, exec: &Exec) -> Result<u8, OciError> {
@@ -42,21 +43,26 @@ pub(super) fn exec(root: &Path, exec: &Exec) -> Result<u8, OciError> {
             return Err(OciError::State("cannot exec in a container that is not running".to_owned()));
         }
     }
-    let spec = container_spec(&root, &exec.id, &container)?;
+    let spec = container_spec(&container)?;
+    let environment = environment::of(&spec)?;
     let own = spec.process().clone().unwrap_or_default();
     let mut process = process(exec, &own)?;
     spec::inherit(&mut process, &own);
     spec::normalise_process(&mut process);
 
-    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().clone());
-    let lent = match &seccomp {
-        Some(_) if process.no_new_privileges().is_none() => spec::lend(&mut process, LENT),
-        _ => Vec::new(),
-    };
+    // The library does not apply the container's filter to further processes.
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    if seccomp.is_some() && restriction::profile(seccomp).is_none() {
+        return Err(OciError::State("a seccomp listener is not supported for an exec".to_owned()));
+    }
+    let restriction = Restriction::new(seccomp, &mut process, &root)?;
     prepare_process(&exec.id, false)?;
+    userns::give_streams(&spec, &process)
+        .map_err(|source| OciError::Prepare { step: "give the streams to the process's user", source })?;
     if let Some(wanted) = process.oom_score_adj() {
         set_oom_score(wanted)?;
     }
+    let entry = Entry::of(&spec, &container, &mut process)?;
 
     // The library finds a container by its directory and leaves sockets in there, whose names nobody else knows. So each exec
     // has a directory of its own with the container's state in it, and takes it away as a whole.
@@ -65,9 +71,11 @@ pub(super) fn exec(root: &Path, exec: &Exec) -> Result<u8, OciError> {
     let written = make_view(&view, &exec.id, &container.directory())
         .and_then(|()| fs::write(&file, serde_json::to_vec(&process).map_err(io::Error::from)?));
     let cwd = process.cwd().clone();
-    let made = written
-        .map_err(|source| OciError::Write { path: view.clone(), source })
-        .and_then(|()| run(&view, exec, &file, &cwd, Kind::Exec { seccomp: seccomp.map(Box::new), lent }));
+    let made = written.map_err(|source| OciError::Write { path: view.clone(), source }).and_then(|()| {
+        run(&view, exec, &file, &cwd, |causes| {
+            Workload::new(causes, Kind::Exec, restriction, environment).through(entry)
+        })
+    });
     let _ = fs::remove_dir_all(&view);
     if made.is_err()
         && let Some(pid_file) = &exec.pid_file
@@ -78,14 +86,20 @@ pub(super) fn exec(root: &Path, exec: &Exec) -> Result<u8, OciError> {
     if exec.detach { Ok(0) } else { wait(pid) }
 }
 
-fn run(root: &Path, exec: &Exec, process: &Path, cwd: &Path, kind: Kind) -> Result<nix::unistd::Pid, OciError> {
+fn run(
+    root: &Path,
+    exec: &Exec,
+    process: &Path,
+    cwd: &Path,
+    workload: impl FnOnce(Causes) -> Workload,
+) -> Result<nix::unistd::Pid, OciError> {
     let causes =
         Causes::collect(&exec.id, None).map_err(|source| OciError::Prepare { step: "collect causes", source })?;
     let failed =
         |error: &libcontainer::error::LibcontainerError| OciError::forked("exec in container", error, &causes, cwd);
     let _span = crate::spans::start("libcontainer", &exec.id);
     let pid = ContainerBuilder::new(exec.id.clone(), SyscallType::default())
-        .with_executor(Workload::new(causes.clone(), kind))
+        .with_executor(workload(causes.clone()))
         .with_root_path(root)
         .and_then(|builder| builder.with_pid_file(exec.pid_file.as_ref()))
         .map_err(|error| failed(&error))?
@@ -101,11 +115,9 @@ fn run(root: &Path, exec: &Exec, process: &Path, cwd: &Path, kind: Kind) -> Resu
     Ok(nix::unistd::Pid::from_raw(pid.as_raw()))
 }
 
-/// What the container was created from: the copy if there is one, else the bundle's.
-fn container_spec(root: &Path, id: &str, container: &Container) -> Result<Spec, OciError> {
-    let copy = shadow(root, id).join("config.json");
-    let path = if copy.exists() { copy } else { container.bundle().join("config.json") };
-    Spec::load(path).map_err(|error| OciError::library("load config.json", &error))
+/// What the container was created from, as its caller wrote it.
+fn container_spec(container: &Container) -> Result<Spec, OciError> {
+    Spec::load(container.bundle().join("config.json")).map_err(|error| OciError::library("load config.json", &error))
 }
 
 /// The process that was described in a file, or by flags on the ground of the container's own.

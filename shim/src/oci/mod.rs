@@ -6,16 +6,22 @@
 //! each at its place). It runs in a process of its own with one thread, since the library forks.
 //!
 //! Gaps that are left: the device filter of cgroup v2 is not applied (the library has it only with a C library for BPF), a
-//! systemd cgroup driver is refused, an idmapped mount is refused by the library.
+//! systemd cgroup driver is refused.
 
 mod args;
 mod container;
 mod create;
+mod devices;
+mod entry;
+mod environment;
 mod exec;
+mod filter;
 mod milestones;
+mod restriction;
 mod spec;
 mod trace;
 mod update;
+mod userns;
 mod volumes;
 mod workload;
 
@@ -69,6 +75,8 @@ enum OciError {
     Resources { source: serde_json::Error },
     #[error("read process")]
     Process { source: serde_json::Error },
+    #[error("read annotation {}", vaina_proto::ENVIRONMENT_ANNOTATION)]
+    Environment { source: serde_json::Error },
     #[error("value {value:?} of --{flag} is not a number")]
     Limit { flag: String, value: String },
     #[error("print result")]
@@ -241,7 +249,7 @@ fn features() -> Result<String, OciError> {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } }
+            "mountExtensions": { "idmap": { "enabled": true } }
         }
     }))
 }

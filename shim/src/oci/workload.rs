@@ -6,71 +6,60 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
-    ffi::CString,
+    collections::HashMap,
+    ffi::{CString, OsStr},
     io::{self, Write as _},
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
 };
 
 use libcontainer::{
-    oci_spec::runtime::{Capability, LinuxSeccomp, Process, Spec},
+    oci_spec::runtime::{Process, Spec},
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
 use nix::sys::stat::Mode;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::trace::Causes;
+use super::{
+    entry::Entry,
+    environment::{self, Environment},
+    restriction::Restriction,
+    trace::Causes,
+};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What becomes of a process.
+/// The last steps of one process.
 #[derive(Clone)]
 pub(super) struct Workload {
     causes: Causes,
     kind: Kind,
+    restriction: Restriction,
     program: RefCell<PathBuf>,
     environment: RefCell<Vec<String>>,
+    /// Of the container, not UTF-8.
+    bytes: Environment,
+    entry: Option<Entry>,
 }
 
-#[derive(Clone)]
+/// What becomes of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// The first process of a container.
     Init,
-    /// A further one. `libcontainer` does not apply the container's filter to it, so it is done here, with
-    /// capabilities lent for that alone.
-    Exec { seccomp: Option<Box<LinuxSeccomp>>, lent: Vec<Capability> },
+    /// A further one.
+    Exec,
 }
 
 impl Workload {
-    pub(super) fn new(causes: Causes, kind: Kind) -> Self {
-        Self { causes, kind, program: RefCell::default(), environment: RefCell::default() }
+    pub(super) fn new(causes: Causes, kind: Kind, restriction: Restriction, bytes: Environment) -> Self {
+        Self { causes, kind, restriction, program: RefCell::default(), environment: RefCell::default(), bytes, entry: None }
     }
 
-    /// Gives back what was lent and loads the filter, in the order in which each still can be done.
-    fn restrict(&self) -> Result<(), String> {
-        let Kind::Exec { seccomp, lent } = &self.kind else { return Ok(()) };
-        for capability in lent {
-            drop_from(*capability, caps::CapSet::Bounding)?;
-        }
-        if let Some(seccomp) = seccomp {
-            let notify = libcontainer::seccomp::initialize_seccomp(seccomp)
-                .map_err(|error| format!("load seccomp filter: {}", super::chain(&error)))?;
-            if notify.is_some() {
-                return Err("load seccomp filter: a listener is not supported for an exec".to_owned());
-            }
-        }
-        for capability in lent {
-            drop_from(*capability, caps::CapSet::Effective)?;
-            drop_from(*capability, caps::CapSet::Permitted)?;
-        }
-        Ok(())
+    /// As what the library knows nothing of, before anything else is done.
+    pub(super) fn through(self, entry: Option<Entry>) -> Self {
+        Self { entry, ..self }
     }
-}
-
-fn drop_from(capability: Capability, set: caps::CapSet) -> Result<(), String> {
-    let capability = libcontainer::capabilities::CapabilityExt::to_cap(&capability);
-    caps::drop(None, set, capability).map_err(|error| format!("drop {capability} from {set:?}: {error}"))
 }
 
 impl Executor for Workload {
@@ -79,9 +68,13 @@ impl Executor for Workload {
             self.causes.verdict(&text);
             ExecutorValidationError::ArgValidationError(text)
         };
+        if let Some(entry) = &self.entry {
+            self.causes.milestone("join user namespace");
+            entry.enter().map_err(refuse)?;
+        }
         self.causes.milestone("find program");
         let process = spec.process().as_ref().ok_or_else(|| refuse("the configuration has no process".to_owned()))?;
-        let program = program_of(process).map_err(refuse)?;
+        let program = program_of(process, &self.bytes).map_err(refuse)?;
         *self.program.borrow_mut() = program;
         // The library gives each stream on /dev/null the container's /dev/null opened for reading only.
         reopen_null().map_err(|error| refuse(format!("reopen /dev/null: {error}")))?;
@@ -90,7 +83,11 @@ impl Executor for Workload {
         Ok(())
     }
 
-    fn setup_envs(&self, environment: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+    fn setup_envs(&self, mut environment: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        if let Some(home) = self.entry.as_ref().and_then(Entry::home) {
+            environment.remove("HOME");
+            environment.extend(home.map(|home| ("HOME".to_owned(), home)));
+        }
         // Kept for the exec; this process itself has no more use for variables.
         *self.environment.borrow_mut() =
             environment.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -101,7 +98,7 @@ impl Executor for Workload {
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let fail = |text: String| {
-            if matches!(self.kind, Kind::Init) {
+            if self.kind == Kind::Init {
                 // Nobody waits any more: the container's own log is where it can be told.
                 let _ = writeln!(io::stderr(), "{text}");
             }
@@ -111,20 +108,22 @@ impl Executor for Workload {
         self.causes.milestone("become the program");
         let process = spec.process().as_ref().ok_or_else(|| fail("the configuration has no process".to_owned()))?;
         let program = self.program.borrow();
-        let c_strings = |texts: &mut dyn Iterator<Item = &str>| -> Result<Vec<CString>, String> {
-            texts.map(|text| CString::new(text).map_err(|_| format!("{text:?} holds a NUL byte"))).collect()
+        let c_strings = |texts: &mut dyn Iterator<Item = &[u8]>| -> Result<Vec<CString>, String> {
+            let c_string =
+                |text| CString::new(text).map_err(|_| format!("{:?} holds a NUL byte", String::from_utf8_lossy(text)));
+            texts.map(c_string).collect()
         };
-        let arguments = c_strings(&mut process.args().iter().flatten().map(String::as_str)).map_err(fail)?;
+        let arguments = c_strings(&mut process.args().iter().flatten().map(String::as_bytes)).map_err(fail)?;
         let own = process.env().clone().unwrap_or_default();
-        let merged = merge(&own, &self.environment.borrow());
-        let environment = c_strings(&mut merged.iter().map(String::as_str)).map_err(fail)?;
+        let merged = environment::merge(&own, &self.bytes, &self.environment.borrow());
+        let environment = c_strings(&mut merged.iter().map(Vec::as_slice)).map_err(fail)?;
         let path = CString::new(program.as_os_str().as_encoded_bytes()).map_err(|error| fail(error.to_string()))?;
 
         if process.user().umask().is_none() {
             nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
         }
         vaina_sys::inherit::default_signals().map_err(|error| fail(format!("reset signals: {error}")))?;
-        self.restrict().map_err(fail)?;
+        self.restriction.apply().map_err(fail)?;
         self.causes.milestone("");
         match nix::unistd::execve(&path, &arguments, &environment) {
             Ok(never) => match never {},
@@ -163,35 +162,15 @@ fn message(errno: nix::errno::Errno) -> String {
     errno.desc().to_lowercase()
 }
 
-/// The variables in their own order, the last of a name winning, and then those that were added to them.
-fn merge(own: &[String], all: &[String]) -> Vec<String> {
-    let name = |entry: &str| entry.split_once('=').map(|(name, _)| name.to_owned());
-    let last: HashMap<String, usize> =
-        own.iter().enumerate().filter_map(|(at, entry)| Some((name(entry)?, at))).collect();
-    let mut merged: Vec<String> = own
-        .iter()
-        .enumerate()
-        .filter(|(at, entry)| name(entry).is_some_and(|name| last.get(&name) == Some(at)))
-        .map(|(_, entry)| entry.clone())
-        .collect();
-    let added: BTreeMap<String, &String> = all
-        .iter()
-        .filter_map(|entry| Some((name(entry)?, entry)))
-        .filter(|(name, _)| !last.contains_key(name))
-        .collect();
-    merged.extend(added.into_values().cloned());
-    merged
-}
-
-fn program_of(process: &Process) -> Result<PathBuf, String> {
+fn program_of(process: &Process, bytes: &Environment) -> Result<PathBuf, String> {
     let name = process
         .args()
         .as_ref()
         .and_then(|args| args.first())
         .filter(|name| !name.is_empty())
         .ok_or_else(|| "exec: no command".to_owned())?;
-    let path =
-        process.env().iter().flatten().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let own = process.env().iter().flatten().rev().find_map(|entry| entry.strip_prefix("PATH="));
+    let path = own.map(str::as_bytes).or(bytes.get("PATH").map(Vec::as_slice)).unwrap_or(DEFAULT_PATH.as_bytes());
     find(name, path, &|path| {
         let found = rustix::fs::stat(path)?;
         if rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir() {
@@ -202,7 +181,7 @@ fn program_of(process: &Process) -> Result<PathBuf, String> {
 }
 
 /// Finds a program as a shell would, `check` being whether a path can be executed.
-fn find(name: &str, path: &str, check: &dyn Fn(&Path) -> Result<(), rustix::io::Errno>) -> Result<PathBuf, String> {
+fn find(name: &str, path: &[u8], check: &dyn Fn(&Path) -> Result<(), rustix::io::Errno>) -> Result<PathBuf, String> {
     use rustix::io::Errno;
     if name.contains('/') {
         return match check(Path::new(name)) {
@@ -214,8 +193,9 @@ fn find(name: &str, path: &str, check: &dyn Fn(&Path) -> Result<(), rustix::io::
         };
     }
     let mut denied = false;
-    for directory in path.split(':') {
-        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+    for directory in path.split(|byte| *byte == b':') {
+        let directory = if directory.is_empty() { b"." } else { directory };
+        let candidate = Path::new(OsStr::from_bytes(directory)).join(name);
         match check(&candidate) {
             Ok(()) => return Ok(candidate),
             Err(Errno::ACCESS | Errno::PERM) => denied = true,
@@ -235,17 +215,6 @@ mod tests {
 
     use super::*;
 
-    fn texts(list: &[&str]) -> Vec<String> {
-        list.iter().map(|&text| text.to_owned()).collect()
-    }
-
-    #[test]
-    fn variables_keep_their_order_and_the_last_wins() {
-        let own = texts(&["PATH=/bin", "B=1", "A=2", "B=3", "nonsense"]);
-        let all = texts(&["B=3", "HOME=/root", "A=2", "PATH=/bin"]);
-        assert_eq!(merge(&own, &all), texts(&["PATH=/bin", "A=2", "B=3", "HOME=/root"]));
-    }
-
     #[test]
     fn programs_are_found_as_a_shell_would() {
         let check = |path: &Path| match path.to_str().unwrap() {
@@ -254,7 +223,7 @@ mod tests {
             "/etc" => Err(Errno::ISDIR),
             _ => Err(Errno::NOENT),
         };
-        let found = |name| find(name, "/sbin:/bin:", &check);
+        let found = |name| find(name, b"/sbin:/bin:", &check);
         assert_eq!(found("sh"), Ok("/bin/sh".into()));
         assert_eq!(found("here"), Ok("./here".into()));
         assert_eq!(found("/opt/tool"), Ok("/opt/tool".into()));

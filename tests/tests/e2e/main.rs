@@ -4,9 +4,11 @@
 mod bad_archive;
 mod bad_input;
 mod bench;
+mod cdi;
 mod container;
 mod crictl;
 mod daemon;
+mod environment;
 mod events;
 mod examples;
 mod exec;
@@ -35,6 +37,7 @@ mod stream_lists;
 mod streaming;
 mod telemetry;
 mod update;
+mod user_namespaces;
 
 use tonic::{Code, Status};
 
@@ -44,10 +47,13 @@ fn failed<T: std::fmt::Debug>(result: Result<T, Status>) -> Status {
     result.expect_err("the call must fail")
 }
 
-/// A failed call's code and words that its message must contain.
+/// A failed call's code and words that its message must contain: ours, since the CRI fixes neither but for what is not found.
 #[track_caller]
 fn assert_failed<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, words: &[&str]) {
     let status = failed(result);
+    if vaina_tests::peer::is_wanted() {
+        return;
+    }
     assert_eq!(status.code(), code, "{status:?}");
     for word in words {
         assert!(status.message().contains(word), "the message lacks {word:?}: {}", status.message());

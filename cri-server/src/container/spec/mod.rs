@@ -6,20 +6,27 @@ mod mounts;
 mod namespaces;
 mod process;
 mod resources;
+pub(crate) mod seccomp;
 mod security;
 pub mod user;
+mod vendor;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::{image::ImageConfiguration, runtime::Spec};
+use oci_spec::{image::ImageConfiguration, runtime::{LinuxSeccomp, Spec}};
 use serde_json::json;
 use vaina_proto::cri::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig};
 
 pub use self::{devices::HostDevice, security::ALL as ALL_CAPABILITIES, user::ResolvedUser};
-pub(crate) use self::{mounts::clean, process::check_oom_score, resources::limits};
+pub(crate) use self::{
+    mounts::clean,
+    process::check_oom_score,
+    resources::{huge_page, limits},
+};
 use crate::{
+    container::cdi::ContainerEdits,
     error::{Classify, Kind},
-    sandbox::PodFiles,
+    sandbox::{PodFiles, UserNamespace},
 };
 
 /// Which PID namespace a container is in.
@@ -50,6 +57,8 @@ pub struct Input<'a> {
     pub user: &'a ResolvedUser,
     /// Network namespace; [`None`] for the node's.
     pub network: Option<&'a Path>,
+    /// The pod's user namespace and its pin; [`None`] for the node's.
+    pub user_namespace: Option<(UserNamespace, &'a Path)>,
     /// IPC namespace; [`None`] for the node's.
     pub ipc: Option<&'a Path>,
     /// UTS namespace; [`None`] for the node's.
@@ -60,6 +69,12 @@ pub struct Input<'a> {
     pub files: &'a PodFiles,
     /// Directories for volumes of the image: where, and at which path.
     pub volumes: &'a [(PathBuf, PathBuf)],
+    /// Where the images are that the mounts name, in their order.
+    pub image_volumes: &'a [PathBuf],
+    /// Directory of the bundle.
+    pub bundle: &'a Path,
+    /// What devices of vendors need of it.
+    pub cdi: &'a ContainerEdits,
     /// Its control group, from the root of the hierarchy.
     pub cgroup: &'a Path,
     /// The host.
@@ -77,16 +92,20 @@ pub struct Host {
     pub capabilities: Vec<&'static str>,
     /// All devices, for privileged containers.
     pub devices: Vec<HostDevice>,
-    /// Devices that the container's config names.
-    pub asked_devices: Vec<HostDevice>,
-    /// Text of the seccomp profile that the container's config names.
-    pub seccomp_profile: Option<String>,
+    /// What is on the host of each of the devices that the container's config names: of a directory, all below it.
+    pub asked_devices: Vec<Vec<HostDevice>>,
+    /// The seccomp profile of the host that the container's config names.
+    pub seccomp_profile: Option<LinuxSeccomp>,
     /// AppArmor is there.
     pub has_apparmor: bool,
     /// The node's name, which pods in its network have.
     pub hostname: String,
     /// Memory that the kernel would account as swap is limited.
     pub has_swap_accounting: bool,
+    /// The sizes of huge pages, as limits name them.
+    pub huge_pages: Vec<String>,
+    /// The OCI runtime takes values of environment variables that are not UTF-8.
+    pub takes_any_environment: bool,
     /// The OCI runtime makes mounts read-only with all that is mounted below them.
     pub makes_recursive_read_only: bool,
 }
@@ -110,6 +129,14 @@ pub enum SpecError {
         /// What it asks for.
         reason: String,
     },
+    /// A seccomp profile of the host.
+    #[error("container config: linux.security_context.seccomp: profile {}", .path.display())]
+    Seccomp {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it can't be used.
+        source: seccomp::ProfileError,
+    },
     /// Nothing to run.
     #[error("container has no command: neither its config nor its image says what to run")]
     NoCommand,
@@ -121,7 +148,7 @@ pub enum SpecError {
 impl Classify for SpecError {
     fn kind(&self) -> Kind {
         match self {
-            Self::Invalid { .. } | Self::NoCommand => Kind::InvalidArgument,
+            Self::Invalid { .. } | Self::Seccomp { .. } | Self::NoCommand => Kind::InvalidArgument,
             Self::Unsupported { .. } => Kind::Unimplemented,
             Self::Shape(_) => Kind::Internal,
         }
@@ -159,7 +186,7 @@ pub fn build(input: &Input<'_>) -> Result<Spec, SpecError> {
     }
     let mounts = mounts::mounts(input)?;
     let capabilities = security::capabilities(&security, &input.host.capabilities)?;
-    let seccomp = security::seccomp(&security, &capabilities, input.host)?;
+    let seccomp = seccomp::profile(&security, &capabilities, input.host)?;
     let (masked, read_only) = security::paths(input.container);
     let mut linux = json!({
         "namespaces": namespaces::namespaces(input),
@@ -170,14 +197,24 @@ pub fn build(input: &Input<'_>) -> Result<Spec, SpecError> {
         "readonlyPaths": read_only,
         "rootfsPropagation": mounts.propagation,
     });
+    if let Some((ids, _)) = input.user_namespace {
+        // Runtimes that are told where the namespace is want to know what it is all the same.
+        for (field, map) in [("uidMappings", ids.uids), ("gidMappings", ids.gids)] {
+            linux[field] = json!([{ "containerID": map.inside, "hostID": map.outside, "size": map.length }]);
+        }
+    }
+    if let Some(rdt) = &input.cdi.intel_rdt {
+        linux["intelRdt"] = vendor::intel_rdt(rdt);
+    }
     if let Some(seccomp) = seccomp {
         linux["seccomp"] = seccomp;
     }
     let metadata = input.container.metadata.clone().unwrap_or_default();
     let pod = input.pod.metadata.clone().unwrap_or_default();
-    let spec = json!({
+    let (process, environment) = process::process(input, &capabilities)?;
+    let mut spec = json!({
         "ociVersion": "1.0.2",
-        "process": process::process(input, &capabilities)?,
+        "process": process,
         "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
         "mounts": mounts.list,
         // What tools and foreign shims look for, under the names that they know.
@@ -190,7 +227,11 @@ pub fn build(input: &Input<'_>) -> Result<Spec, SpecError> {
             "io.kubernetes.cri.sandbox-uid": pod.uid,
         },
         "linux": linux,
+        "hooks": vendor::hooks(&input.cdi.hooks),
     });
+    if let Some(environment) = environment {
+        spec["annotations"][vaina_proto::ENVIRONMENT_ANNOTATION] = environment.into();
+    }
     serde_json::from_value(spec).map_err(SpecError::Shape)
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use vaina_proto::cri::{Mount, MountPropagation};
 
 use super::{Input, SpecError, invalid};
-use crate::container::image_volume::image_of;
+use crate::container::{cdi, idmap, image_volume::image_of};
 
 pub(super) struct Mounts {
     pub(super) list: Vec<Value>,
@@ -34,7 +34,13 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]),
     ];
-    let taken: Vec<PathBuf> = input.container.mounts.iter().map(|mount| clean(&mount.container_path)).collect();
+    if let Some((ids, _)) = input.user_namespace {
+        in_user_namespace(&mut list, ids.gids.length, input.network.is_none(), sys);
+    }
+    // What devices of vendors mount comes in the place of others at the same path.
+    let of_vendors: Vec<PathBuf> = input.cdi.mounts.iter().map(|mount| clean(&mount.container_path)).collect();
+    let of_client = input.container.mounts.iter().map(|mount| clean(&mount.container_path));
+    let taken: Vec<PathBuf> = of_client.chain(of_vendors.iter().cloned()).collect();
     let free = |path: &str| !taken.iter().any(|other| other == Path::new(path));
     let writable = if input.security().readonly_rootfs { "ro" } else { "rw" };
     let mut bind = |target: &str, source: &Path, options: &[&str]| {
@@ -57,11 +63,14 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
     let mut volumes: Vec<_> = input.volumes.iter().map(own).collect();
     let mut propagation = "private";
     let mut images = input.image_volumes.iter();
-    for volume in &input.container.mounts {
+    for (number, volume) in input.container.mounts.iter().enumerate() {
         let image = image_of(volume).and_then(|_| images.next());
         let mount = match image {
             Some(source) => bound(volume, source, &["rprivate", "ro", "nosuid", "nodev"])?,
-            None => self::volume(volume, input.host.makes_recursive_read_only)?,
+            None => {
+                let mapped = idmap::is_mapped(volume).then(|| input.bundle.join(idmap::place(number)));
+                self::volume(volume, mapped.as_deref(), input.host.makes_recursive_read_only)?
+            }
         };
         volumes.push((clean(&volume.container_path), mount));
         if image.is_some() {
@@ -74,13 +83,39 @@ pub(super) fn mounts(input: &Input<'_>) -> Result<Mounts, SpecError> {
             (MountPropagation::PropagationPrivate, other) => other,
         };
     }
+    list.retain(|mount| !of_vendors.iter().any(|path| mount["destination"] == *path.to_string_lossy()));
+    volumes.retain(|(path, _)| !of_vendors.contains(path));
+    volumes.extend(input.cdi.mounts.iter().map(|mount| (clean(&mount.container_path), of_vendor(mount))));
     // A mount below another must come after it; the client's order is kept among equals.
     volumes.sort_by_key(|(path, _)| path.components().count());
     list.extend(volumes.into_iter().map(|(_, volume)| volume));
     Ok(Mounts { list, propagation: if propagation == "private" { "rprivate" } else { propagation } })
 }
 
-fn volume(mount: &Mount, makes_recursive_read_only: bool) -> Result<Value, SpecError> {
+/// What the kernel refuses to the root of a user namespace is done in another way.
+fn in_user_namespace(list: &mut [Value], groups: u32, host_network: bool, sys: &str) {
+    for mount in list {
+        if mount["destination"] == "/sys" && host_network {
+            // It shows the network's devices, and the network is the node's.
+            let read_only = if sys == "ro" { "rro" } else { "rw" };
+            *mount = json!({
+                "destination": "/sys", "type": "bind", "source": "/sys",
+                "options": ["rbind", "rprivate", "nosuid", "noexec", "nodev", read_only],
+            });
+        } else if mount["destination"] == "/dev/pts"
+            && groups <= TTY_GROUP
+            && let Some(options) = mount["options"].as_array_mut()
+        {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+}
+
+/// Of terminals, in `gid=5`.
+const TTY_GROUP: u32 = 5;
+
+/// `mapped` is where its files have the owners of the user namespace, if they are to.
+fn volume(mount: &Mount, mapped: Option<&Path>, makes_recursive_read_only: bool) -> Result<Value, SpecError> {
     if !mount.image_sub_path.is_empty() {
         return Err(invalid("mounts", format!("image_sub_path {:?} needs an image", mount.image_sub_path)));
     }
@@ -95,9 +130,6 @@ fn volume(mount: &Mount, makes_recursive_read_only: bool) -> Result<Value, SpecE
             ));
         }
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(unsupported("an id-mapped mount"));
-    }
     if !mount.host_path.starts_with('/') {
         return Err(invalid("mounts", format!("host_path {:?} is not absolute", mount.host_path)));
     }
@@ -111,7 +143,22 @@ fn volume(mount: &Mount, makes_recursive_read_only: bool) -> Result<Value, SpecE
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    bound(mount, Path::new(&mount.host_path), &[propagation, access])
+    bound(mount, mapped.unwrap_or_else(|| Path::new(&mount.host_path)), &[propagation, access])
+}
+
+fn of_vendor(mount: &cdi::Mount) -> Value {
+    let is_bind = |option: &String| option == "bind" || option == "rbind";
+    let mut options = mount.options.clone();
+    let mut fs_type = mount.fs_type.as_str();
+    if fs_type.is_empty() {
+        fs_type = "bind";
+    }
+    if fs_type == "bind" && !options.iter().any(is_bind) {
+        options.push("rbind".to_owned());
+    }
+    json!({
+        "destination": clean(&mount.container_path), "type": fs_type, "source": mount.host_path, "options": options,
+    })
 }
 
 /// A bind of `source` with these options and then the client's.

@@ -1,12 +1,16 @@
 //! The process: what runs, as whom, with which environment.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
+use vaina_proto::cri::KeyValue;
 
 use super::{Input, SpecError, invalid, security::Capabilities};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub(super) fn process(input: &Input<'_>, capabilities: &Capabilities) -> Result<Value, SpecError> {
+/// The process, and its variables that the form of the spec can't hold, if there are any.
+pub(super) fn process(input: &Input<'_>, capabilities: &Capabilities) -> Result<(Value, Option<String>), SpecError> {
     let security = input.security();
     let image = input.image.config().clone().unwrap_or_default();
     let container = input.container;
@@ -22,15 +26,22 @@ pub(super) fn process(input: &Input<'_>, capabilities: &Capabilities) -> Result<
         // better than none.
         oom_score_adj = oom_score_adj.max(lowest);
     }
+    let mut groups = input.user.groups.clone();
+    for group in &input.cdi.additional_gids {
+        if *group != 0 && !groups.contains(group) {
+            groups.push(*group);
+        }
+    }
+    let Environment { text, bytes } = env(input)?;
     let mut process = json!({
         "terminal": container.tty,
         "user": {
             "uid": input.user.uid,
             "gid": input.user.gid,
-            "additionalGids": input.user.groups,
+            "additionalGids": groups,
         },
         "args": args(input)?,
-        "env": env(input)?,
+        "env": text,
         "cwd": working_dir,
         "capabilities": {
             "bounding": capabilities.all,
@@ -45,7 +56,8 @@ pub(super) fn process(input: &Input<'_>, capabilities: &Capabilities) -> Result<
     if let Some(profile) = super::security::apparmor(&security, input.host)? {
         process["apparmorProfile"] = profile.into();
     }
-    Ok(process)
+    let bytes = (!bytes.is_empty()).then(|| serde_json::to_string(&bytes)).transpose().map_err(SpecError::Shape)?;
+    Ok((process, bytes))
 }
 
 /// Whether the kernel takes it.
@@ -74,27 +86,61 @@ fn args(input: &Input<'_>) -> Result<Vec<String>, SpecError> {
     }
 }
 
-/// The image's environment, overridden by the container's; a later value of a name takes the place of an earlier one.
-fn env(input: &Input<'_>) -> Result<Vec<String>, SpecError> {
-    let hostname =
-        if input.uts.is_none() || input.pod.hostname.is_empty() { &input.host.hostname } else { &input.pod.hostname };
-    let mut env = vec![PATH.to_owned(), format!("HOSTNAME={hostname}")];
-    if input.container.tty {
-        env.push("TERM=xterm".to_owned());
-    }
-    let image = input.image.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
-    let mut entries = image;
-    for pair in &input.container.envs {
-        // A runtime spec is JSON, which can't hold other bytes.
-        let value = str::from_utf8(&pair.value).map_err(|_| invalid("envs", format!("{:?} is not UTF-8", pair.key)))?;
-        entries.push(format!("{}={value}", pair.key));
-    }
-    for entry in entries {
-        let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
-        match env.iter_mut().find(|other| other.split_once('=').is_some_and(|(other, _)| other == name)) {
+/// The environment of a process, in the two forms in which it travels.
+#[derive(Default)]
+struct Environment {
+    /// `NAME=value`.
+    text: Vec<String>,
+    /// Values that are not UTF-8, which JSON can't hold.
+    bytes: BTreeMap<String, Vec<u8>>,
+}
+
+impl Environment {
+    /// Sets a variable; a later value takes the place of an earlier one.
+    fn set(&mut self, name: &str, entry: String) {
+        self.bytes.remove(name);
+        match self.text.iter_mut().find(|other| other.split_once('=').is_some_and(|(other, _)| other == name)) {
             Some(place) => *place = entry,
-            None => env.push(entry),
+            None => self.text.push(entry),
         }
     }
+
+    fn set_bytes(&mut self, name: &str, value: &[u8]) {
+        self.text.retain(|other| other.split_once('=').is_none_or(|(other, _)| other != name));
+        self.bytes.insert(name.to_owned(), value.to_owned());
+    }
+}
+
+/// The image's environment, overridden by the container's, and that by its devices.
+fn env(input: &Input<'_>) -> Result<Environment, SpecError> {
+    let hostname =
+        if input.uts.is_none() || input.pod.hostname.is_empty() { &input.host.hostname } else { &input.pod.hostname };
+    let mut env = Environment { text: vec![PATH.to_owned(), format!("HOSTNAME={hostname}")], ..Default::default() };
+    if input.container.tty {
+        env.text.push("TERM=xterm".to_owned());
+    }
+    let image = input.image.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
+    let set = |env: &mut Environment, entry: &String| {
+        let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
+        env.set(name, entry.clone());
+    };
+    image.iter().for_each(|entry| set(&mut env, entry));
+    for KeyValue { key, value } in &input.container.envs {
+        if key.is_empty() || key.contains(['=', '\0']) {
+            return Err(invalid("envs", format!("{key:?} is not the name of a variable")));
+        }
+        if value.contains(&0) {
+            return Err(invalid("envs", format!("the value of {key:?} holds a NUL byte, which ends it")));
+        }
+        match str::from_utf8(value) {
+            Ok(value) => env.set(key, format!("{key}={value}")),
+            Err(_) if input.host.takes_any_environment => env.set_bytes(key, value),
+            Err(_) => {
+                let reason = format!("the value of {key:?} is not UTF-8, and only vaina's own OCI runtime takes such");
+                return Err(SpecError::Unsupported { field: "envs", reason });
+            }
+        }
+    }
+    input.cdi.env.iter().for_each(|entry| set(&mut env, entry));
     Ok(env)
 }

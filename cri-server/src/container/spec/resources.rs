@@ -8,7 +8,7 @@ use crate::limits::weight;
 
 pub(super) fn resources(input: &Input<'_>) -> Result<Value, SpecError> {
     let mut resources = limits(&input.resources(), input.host)?;
-    resources.insert("devices".to_owned(), devices::rules(input));
+    resources.insert("devices".to_owned(), devices::rules(input)?);
     Ok(resources.into())
 }
 
@@ -55,9 +55,20 @@ pub(crate) fn limits(limits: &LinuxContainerResources, host: &Host) -> Result<Ma
         resources.insert("memory".to_owned(), limit.into());
     }
 
-    if !limits.hugepage_limits.is_empty() {
-        let pages = limits.hugepage_limits.iter();
-        let pages: Vec<_> = pages.map(|page| json!({ "pageSize": page.page_size, "limit": page.limit })).collect();
+    let mut pages = Vec::new();
+    for page in &limits.hugepage_limits {
+        if host.huge_pages.contains(&page.page_size) {
+            pages.push(json!({ "pageSize": page.page_size, "limit": page.limit }));
+        } else if page.limit != 0 {
+            let reason = format!(
+                "{:?} is not a size of huge pages that this kernel has ({})",
+                page.page_size,
+                host.huge_pages.join(", ")
+            );
+            return Err(invalid("linux.resources.hugepage_limits", reason));
+        }
+    }
+    if !pages.is_empty() {
         resources.insert("hugepageLimits".to_owned(), pages.into());
     }
     if host.cgroup_v2 {
@@ -71,4 +82,15 @@ pub(crate) fn limits(limits: &LinuxContainerResources, host: &Host) -> Result<Ma
         }
     }
     Ok(resources)
+}
+
+/// The size that a directory of the kernel's stands for (`hugepages-2048kB`), as limits name it (`2MB`).
+pub(crate) fn huge_page(directory: &str) -> Option<String> {
+    let mut size: u64 = directory.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    let mut units = ["KB", "MB", "GB", "TB"].into_iter();
+    while size >= 1024 && size % 1024 == 0 && units.len() > 1 {
+        size /= 1024;
+        units.next();
+    }
+    Some(format!("{size}{}", units.next()?))
 }

@@ -5,12 +5,13 @@ use std::path::Path;
 use oci_spec::image::{ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder};
 use serde_json::Value;
 use vaina_proto::cri::{
-    Capability, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    Capability, Device, HugepageLimit, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, SecurityProfile,
     SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 
 use super::{user::resolve, *};
+use crate::container::cdi::DeviceNode;
 
 fn image(user: &str) -> ImageConfiguration {
     let config = ConfigBuilder::default()
@@ -38,6 +39,9 @@ struct Case {
     pid: PidNamespace,
     host_network: bool,
     volumes: Vec<(PathBuf, PathBuf)>,
+    image_volumes: Vec<PathBuf>,
+    cdi: ContainerEdits,
+    user_namespace: Option<UserNamespace>,
 }
 
 impl Default for Case {
@@ -45,7 +49,7 @@ impl Default for Case {
         let host = Host { capabilities: ALL_CAPABILITIES.to_vec(), hostname: "node".into(), ..Host::default() };
         let pod = PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
         let (container, pid) = (ContainerConfig::default(), PidNamespace::Own);
-        Self { pod, container, host, pid, host_network: false, volumes: Vec::new() }
+        Self { pod, container, host, pid, host_network: false, volumes: Vec::new(), image_volumes: Vec::new(), user_namespace: None, cdi: ContainerEdits::default() }
     }
 }
 
@@ -70,12 +74,16 @@ impl Case {
             container: &self.container,
             image: &image(""),
             user: &user,
+            user_namespace: self.user_namespace.map(|ids| (ids, Path::new("/run/vaina/userns/p"))),
             network: (!self.host_network).then_some(Path::new("/run/netns/vaina-p")),
             ipc: Some(&files.ipc),
             uts: (!self.host_network).then_some(files.uts.as_path()),
             pid: self.pid.clone(),
             files: &files,
             volumes: &self.volumes,
+            image_volumes: &self.image_volumes,
+            cdi: &self.cdi,
+            bundle: Path::new("/run/vaina/containers/c"),
             cgroup: Path::new("/vaina/p/c"),
             host: &self.host,
         };
@@ -244,6 +252,100 @@ fn mounts_are_ordered_replace_ours_and_raise_the_propagation() {
 }
 
 #[test]
+fn values_that_json_can_not_hold_travel_beside_it() {
+    let mut case = Case::default();
+    let pair = |key: &str, value: &[u8]| KeyValue { key: key.into(), value: value.into() };
+    case.container.envs = vec![pair("A", b"\xff"), pair("B", b"\xfe"), pair("B", b"text"), pair("C", b"=")];
+    assert!(case.build().unwrap_err().contains("\"A\" is not UTF-8"));
+    case.host.takes_any_environment = true;
+    let spec = case.build().unwrap();
+    let env: Vec<&str> = spec["process"]["env"].as_array().unwrap().iter().skip(2).filter_map(Value::as_str).collect();
+    assert_eq!(env, ["B=text", "C=="], "the image's A is overridden");
+    assert_eq!(spec["annotations"][vaina_proto::ENVIRONMENT_ANNOTATION], r#"{"A":[255]}"#);
+    case.container.envs.truncate(0);
+    assert!(case.build().unwrap()["annotations"].get(vaina_proto::ENVIRONMENT_ANNOTATION).is_none());
+    for (bad, word) in [(pair("A=", b"x"), "\"A=\""), (pair("A", b"x\0"), "NUL")] {
+        case.container.envs = vec![bad];
+        assert!(case.build().unwrap_err().contains(word));
+    }
+}
+
+#[test]
+fn devices_of_vendors_take_the_place_of_others() {
+    let node = |path: &str, major, file_mode| DeviceNode {
+        path: path.into(),
+        kind: "c".into(),
+        major: Some(major),
+        minor: Some(1),
+        file_mode,
+        permissions: "rw".into(),
+        ..Default::default()
+    };
+    let mut case = Case::default();
+    case.container.devices =
+        vec![Device { host_path: "/dev/a".into(), container_path: "/dev/x".into(), permissions: "r".into() }];
+    let host = |path: &str| HostDevice {
+        path: path.into(),
+        is_block: true,
+        major: 9,
+        minor: 2,
+        mode: 0o600,
+        uid: 0,
+        gid: 6,
+    };
+    case.host.asked_devices = vec![vec![host("/dev/a/one"), host("/dev/a/b/two")]];
+    case.container.mounts =
+        vec![Mount { container_path: "/lib/v".into(), host_path: "/srv".into(), ..Default::default() }];
+    case.cdi = ContainerEdits {
+        env: vec!["A=vendor".into()],
+        device_nodes: vec![node("/dev/x/one", 5, None), node("/dev/y", 6, Some(0o640))],
+        mounts: vec![crate::container::cdi::Mount {
+            host_path: "/vendor".into(),
+            container_path: "/lib/v".into(),
+            fs_type: String::new(),
+            options: vec!["ro".into()],
+        }],
+        additional_gids: vec![0, 8, 9],
+        ..Default::default()
+    };
+    let spec = case.build().unwrap();
+    assert_eq!(spec["process"]["user"]["additionalGids"], json!([8, 9]));
+    assert!(spec["process"]["env"].as_array().unwrap().contains(&json!("A=vendor")));
+    assert_eq!(mount(&spec, "/lib/v").len(), 1);
+    assert_eq!(mount(&spec, "/lib/v")[0]["options"], json!(["ro", "rbind"]));
+    let nodes: Vec<_> = spec["linux"]["devices"].as_array().unwrap().iter().map(|node| node["path"].clone()).collect();
+    assert_eq!(nodes, ["/dev/x/b/two", "/dev/x/one", "/dev/y"]);
+    let vendor = &spec["linux"]["devices"][2];
+    assert_eq!((&vendor["uid"], &vendor["gid"], &vendor["fileMode"]), (&json!(7), &json!(8), &json!(0o640)));
+    let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+    assert_eq!(rules[0], json!({ "allow": false, "access": "rwm" }));
+    assert_eq!(rules[1], json!({ "allow": true, "type": "b", "major": 9, "minor": 2, "access": "r" }));
+    assert_eq!(rules[4], json!({ "allow": true, "type": "c", "major": 6, "minor": 1, "access": "rw" }));
+    case.host.asked_devices = vec![Vec::new()];
+    assert!(case.build().unwrap_err().contains("/dev/a"));
+}
+
+#[test]
+fn sizes_of_huge_pages_are_the_kernels() {
+    for (directory, size) in [
+        ("hugepages-2048kB", Some("2MB")),
+        ("hugepages-1048576kB", Some("1GB")),
+        ("hugepages-64kB", Some("64KB")),
+        ("hugepages-x", None),
+    ] {
+        assert_eq!(huge_page(directory).as_deref(), size, "{directory}");
+    }
+    let mut case = Case::default();
+    let page = |size: &str, limit| HugepageLimit { page_size: size.into(), limit };
+    case.host.huge_pages = vec!["2MB".into()];
+    case.resources().hugepage_limits = vec![page("2MB", 7), page("1GB", 0)];
+    let limits = |case: &Case| case.build().map(|spec| spec["linux"]["resources"]["hugepageLimits"].clone());
+    assert_eq!(limits(&case).unwrap(), json!([{ "pageSize": "2MB", "limit": 7 }]));
+    case.resources().hugepage_limits.push(page("3MB", 1));
+    assert!(limits(&case).unwrap_err().contains("\"3MB\""));
+}
+
+#[test]
 fn limits_are_passed_on() {
     let mut case = Case::default();
     *case.resources() = LinuxContainerResources {
@@ -268,22 +370,20 @@ fn limits_are_passed_on() {
 #[test]
 fn seccomp_profiles_are_ours_the_hosts_or_none() {
     let mut case = Case::default();
-    let profile = |kind: ProfileType| {
-        Some(SecurityProfile { profile_type: kind.into(), localhost_ref: "/srv/profile.json".into() })
+    let profile = |kind: ProfileType, file: &str| {
+        Some(SecurityProfile { profile_type: kind.into(), localhost_ref: file.into() })
     };
     assert!(case.build().unwrap()["linux"].get("seccomp").is_none());
-    case.security().seccomp = profile(ProfileType::Unconfined);
-    assert!(case.build().unwrap()["linux"].get("seccomp").is_none());
-    case.security().seccomp = profile(ProfileType::RuntimeDefault);
-    let refused = |case: &Case| case.build().unwrap()["linux"]["seccomp"]["syscalls"][0]["names"].clone();
-    assert!(refused(&case).as_array().unwrap().contains(&json!("unshare")));
+    case.security().seccomp = profile(ProfileType::RuntimeDefault, "");
+    let allowed = |case: &Case| case.build().unwrap()["linux"]["seccomp"]["syscalls"][0]["names"].clone();
+    assert!(!allowed(&case).as_array().unwrap().contains(&json!("unshare")));
     case.security().capabilities =
         Some(Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
-    assert!(!refused(&case).as_array().unwrap().contains(&json!("unshare")));
-    case.security().seccomp = profile(ProfileType::Localhost);
+    assert!(allowed(&case).as_array().unwrap().contains(&json!("unshare")));
+    case.security().seccomp = profile(ProfileType::Localhost, "/srv/profile.json");
     assert!(case.build().unwrap_err().contains("/srv/profile.json"));
-    case.host.seccomp_profile = Some(r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#.into());
-    assert_eq!(case.build().unwrap()["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ALLOW");
+    case.host.seccomp_profile = Some(serde_json::from_value(json!({ "defaultAction": "SCMP_ACT_ALLOW" })).unwrap());
+    assert_eq!(case.build().unwrap()["linux"]["seccomp"], json!({ "defaultAction": "SCMP_ACT_ALLOW" }));
 }
 
 #[test]
