@@ -143,6 +143,7 @@ impl Snapshot {
                 body.remove("handle");
                 body.remove("elem")
             });
+            without_counts(&mut body);
             self.add(format!("nft {kind} {body}"));
             let name = body["name"].as_str().unwrap_or("?");
             for element in elements.iter().filter_map(Value::as_array).flatten() {
@@ -286,6 +287,25 @@ pub fn cgroups(scope: &Scope) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     walk(Path::new("/sys/fs/cgroup"), &scope.cgroup_marks, false, &mut found);
     Ok(found)
+}
+
+/// What a daemon with its defaults keeps when all pods are gone: images, the record, and compiled seccomp filters.
+pub fn kept() -> Vec<PathBuf> {
+    let kept = ["images", "state.db", "state.db-wal", "state.db-shm", "state.db-reserve"];
+    let below_root = kept.map(|name| Path::new("/var/lib/vaina").join(name));
+    below_root.into_iter().chain(["/run/vaina/oci/vaina/.filters".into()]).collect()
+}
+
+/// What has passed a rule so far is no part of it.
+fn without_counts(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.remove("counter");
+            map.values_mut().for_each(without_counts);
+        }
+        Value::Array(values) => values.iter_mut().for_each(without_counts),
+        _ => {}
+    }
 }
 
 fn json_of(command: &mut Command) -> Result<Value> {

@@ -17,7 +17,7 @@ use vaina_proto::cri;
 use vaina_tests::{
     client::Cri,
     http, images,
-    leak::{Scope, Snapshot},
+    leak::{self, Scope, Snapshot},
     node::{LOGS, SOCKET},
     require::{self, Programs},
     running::{Running, Show},
@@ -332,9 +332,7 @@ impl Demo {
                 .into_iter()
                 .chain([root.clone()])
                 .collect(),
-            ignored: ["images", "state.db", "state.db-wal", "state.db-shm", "state.db-reserve"]
-                .map(|name| root.join(name))
-                .into(),
+            ignored: leak::kept(),
             stores: Vec::new(),
             daemon: None,
         }
