@@ -103,9 +103,9 @@ pub fn tool(name: &str, package: &str) -> Result<PathBuf> {
 /// The directory with containerd and its shim, from `VAINA_CONTAINERD`.
 pub fn containerd() -> Result<PathBuf> {
     let path =
-        PathBuf::from(env::var_os("VAINA_CONTAINERD").context("VAINA_CONTAINERD is not set: `make bench-peers`")?);
+        PathBuf::from(env::var_os("VAINA_CONTAINERD").context("VAINA_CONTAINERD is not set: `make peers`")?);
     for name in ["containerd", "containerd-shim-runc-v2"] {
-        ensure!(path.join(name).exists(), "{} is missing: `make bench-peers`", path.join(name).display());
+        ensure!(path.join(name).exists(), "{} is missing: `make peers`", path.join(name).display());
     }
     Ok(path)
 }
@@ -151,9 +151,12 @@ pub fn cache() -> Result<PathBuf> {
     Ok(Path::new(&home).join(".cache/vaina-tools"))
 }
 
-/// Finds a program of the Kubernetes project that `make` keeps beside the checkout, by its name and version.
+/// Finds a program of the Kubernetes project that `make` keeps beside the checkout, by its name and version; in the guest
+/// node it lies beside the tests.
 pub fn kept_tool(name: &str, target: &str) -> Result<PathBuf> {
     let program = cache()?.join("bin").join(name);
-    ensure!(program.exists(), "{} is missing: run `make {target}`", program.display());
-    Ok(program)
+    if program.exists() {
+        return Ok(program);
+    }
+    beside(name)?.with_context(|| format!("{} is missing: run `make {target}`", program.display()))
 }

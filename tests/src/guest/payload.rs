@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::require;
+use crate::{crictl::CRICTL, require};
 
 /// Where the payload is in the guest.
 pub const INSIDE: &str = "/payload";
@@ -26,13 +26,14 @@ pub fn assemble(directory: &Path, tests: &[TestProgram]) -> Result<()> {
         fs::copy(from, to).with_context(|| format!("copy {} to {}", from.display(), to.display()))?;
         Ok(())
     };
-    for name in ["vaina-guest-agent", "vaina-probe"] {
+    for name in ["vaina-guest-agent", "vaina-probe", "vaina-bench"] {
         let program = require::beside(name)?.with_context(|| format!("{name} is not built: `make test-vm`"))?;
         copy(&program, &directory.join(name))?;
     }
     for (variable, name) in [("VAINA_BIN", "vaina"), ("VAINA_SHIM", "containerd-shim-vaina-v1")] {
         copy(&require::program(variable, name)?, &directory.join(name))?;
     }
+    copy(&require::kept_tool(CRICTL, "tools")?, &directory.join(CRICTL))?;
     // Where tests look for what is in the source tree, if that is not there.
     let examples = directory.join("examples");
     fs::create_dir(&examples).with_context(|| format!("create {}", examples.display()))?;
