@@ -11,6 +11,7 @@ mod container;
 mod error;
 mod events;
 mod family;
+mod idmap;
 mod init;
 mod io;
 mod log;

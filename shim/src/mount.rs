@@ -8,6 +8,7 @@
 
 use std::{
     io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
@@ -17,16 +18,20 @@ use nix::{
 };
 use vaina_sys::mount::{self as sys, Propagation};
 
-/// A mount of `CreateTaskRequest.rootfs`, onto the bundle's `rootfs`.
+use crate::idmap::{self, Ids, Layers, Mapped, Users};
+
+/// A mount of `CreateTaskRequest.rootfs`, onto the bundle's `rootfs`, or of an image that is a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RootfsMount {
+pub(crate) struct BundleMount {
+    /// Below the bundle.
+    pub(crate) target: PathBuf,
     pub(crate) fs_type: String,
     pub(crate) source: String,
     pub(crate) options: Vec<String>,
 }
 
-/// Enters a new mount namespace and mounts the root file system there, each mount on the one before.
-pub(crate) fn enter(bundle: &Path, rootfs: &[RootfsMount]) -> io::Result<()> {
+/// Enters a new mount namespace and mounts the root file system there, each mount on the one before, and the volumes.
+pub(crate) fn enter(bundle: &Path, mounts: &[BundleMount]) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let bundle = std::fs::canonicalize(bundle)?;
     let table = sys::table()?;
@@ -37,17 +42,24 @@ pub(crate) fn enter(bundle: &Path, rootfs: &[RootfsMount]) -> io::Result<()> {
         // below a runtime's own directory.
         sys::set_propagation(&ground.target, Propagation::Private, false)?;
     }
-    let target = bundle.join("rootfs");
-    rootfs.iter().try_for_each(|mount| one(mount, &target))
+    let mut users = Users::default();
+    mounts.iter().try_for_each(|mount| one(mount, &bundle, &mut users))
 }
 
-fn one(mount: &RootfsMount, target: &Path) -> io::Result<()> {
-    let fail = |error: io::Error| io::Error::new(error.kind(), format!("mount {} as rootfs: {error}", mount.fs_type));
+fn one(mount: &BundleMount, bundle: &Path, users: &mut Users) -> io::Result<()> {
+    let target = &bundle.join(&mount.target);
+    let fail = |error: io::Error| {
+        let text = format!("mount {} at {}: {error}", mount.fs_type, mount.target.display());
+        io::Error::new(error.kind(), text)
+    };
+    let ids = Ids::of_options(&mount.options).map_err(fail)?;
+    let user = ids.as_ref().map(|ids| users.of(ids)).transpose().map_err(fail)?;
     match mount.fs_type.as_str() {
-        "overlay" => overlay(mount, target).map_err(fail),
+        "overlay" => overlay(mount, bundle, user).map_err(fail),
         "bind" | "" => {
-            let recursive = mount.options.iter().any(|option| option == "rbind");
-            sys::bind(Path::new(&mount.source), target, recursive).map_err(fail)?;
+            let has = |word: &str| mount.options.iter().any(|option| option == word);
+            let mapped = user.map(|user| Mapped { user, recursive: has("ridmap") });
+            idmap::bind(Path::new(&mount.source), target, has("rbind"), mapped).map_err(fail)?;
             if mount.options.iter().any(|option| option == "ro") {
                 sys::remount_read_only(target).map_err(fail)?;
             }
@@ -60,11 +72,11 @@ fn one(mount: &RootfsMount, target: &Path) -> io::Result<()> {
     }
 }
 
-fn overlay(mount: &RootfsMount, target: &Path) -> io::Result<()> {
+fn overlay(mount: &BundleMount, bundle: &Path, user: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut lower = Vec::new();
     let mut rest = Vec::new();
     let mut read_only = false;
-    for option in &mount.options {
+    for option in mount.options.iter().filter(|option| !Ids::is_option(option)) {
         match option.split_once('=') {
             Some(("lowerdir", layers)) => lower.extend(layers.split(':').map(PathBuf::from)),
             Some((key, value)) => rest.push((key, Some(value))),
@@ -73,7 +85,15 @@ fn overlay(mount: &RootfsMount, target: &Path) -> io::Result<()> {
             None => rest.push((option.as_str(), None)),
         }
     }
-    sys::overlay(&lower, &rest, read_only, target)
+    let target = bundle.join(&mount.target);
+    match user {
+        None => sys::overlay(&lower, &rest, read_only, &target),
+        Some(user) => {
+            let layers = Layers::show(&lower, bundle, user)?;
+            sys::overlay(&layers.lower, &rest, read_only, &target)?;
+            layers.remove()
+        }
+    }
 }
 
 fn flags_and_data(options: &[String]) -> (MsFlags, String) {

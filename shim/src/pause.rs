@@ -3,10 +3,15 @@
 //! The shim is the pod's pause: its pid is the sandbox pid, and whoever joins `/proc/<pid>/ns/{net,ipc,uts}` is in the pod. Its
 //! sockets are paths, so it is reached all the same. It never enters a user or PID namespace; a pod that shares one PID
 //! namespace gets the reaping init, whose pid is reported instead (it starts last and so is in the same other namespaces).
+//!
+//! What belongs to the pod's user namespace can only be made from inside it. A process of its own does that, from which this one
+//! takes the namespaces over.
 
 use std::{
     collections::HashMap,
     fs::{self, File},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
 };
 
@@ -14,6 +19,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     unistd::sethostname,
 };
+use vaina_sys::userns::{self, Member};
 
 use crate::{
     error::{Result, ShimError, Step as _},
@@ -34,16 +40,19 @@ pub(crate) struct Namespaces {
     pub(crate) sysctls: HashMap<String, String>,
     pub(crate) ipc_pin: String,
     pub(crate) uts_pin: String,
+    /// Pin of the pod's user namespace; empty for the node's.
+    pub(crate) user_pin: String,
 }
 
 /// Makes and joins the namespaces. Answers the init, if the pod has one.
 ///
 /// Half done it is not undone: the shim then ends, and everything unpinned with it.
 pub(crate) fn enter(namespaces: &Namespaces, reaper: &Reaper) -> Result<Option<Child>> {
+    let user = user(&namespaces.user_pin)?;
     if !namespaces.host_network {
         let network = spans::start("network namespace", "");
         if namespaces.netns.is_empty() {
-            unshare(CloneFlags::CLONE_NEWNET).step(|| "make network namespace".to_owned())?;
+            make(CloneFlags::CLONE_NEWNET, "net", user.as_ref()).step(|| "make network namespace".to_owned())?;
         } else {
             let pin = File::open(&namespaces.netns).step(|| format!("open network namespace {}", namespaces.netns))?;
             setns(pin, CloneFlags::CLONE_NEWNET).step(|| format!("join network namespace {}", namespaces.netns))?;
@@ -51,7 +60,7 @@ pub(crate) fn enter(namespaces: &Namespaces, reaper: &Reaper) -> Result<Option<C
         drop(network);
         let _uts = spans::start("UTS namespace", "");
         // A hostname of its own comes with a network of its own; the node's network has the node's name.
-        unshare(CloneFlags::CLONE_NEWUTS).step(|| "make UTS namespace".to_owned())?;
+        make(CloneFlags::CLONE_NEWUTS, "uts", user.as_ref()).step(|| "make UTS namespace".to_owned())?;
         if !namespaces.hostname.is_empty() {
             sethostname(&namespaces.hostname).step(|| format!("set hostname {:?}", namespaces.hostname))?;
         }
@@ -59,19 +68,35 @@ pub(crate) fn enter(namespaces: &Namespaces, reaper: &Reaper) -> Result<Option<C
     }
     if !namespaces.host_ipc {
         let _ipc = spans::start("IPC namespace", "");
-        unshare(CloneFlags::CLONE_NEWIPC).step(|| "make IPC namespace".to_owned())?;
+        make(CloneFlags::CLONE_NEWIPC, "ipc", user.as_ref()).step(|| "make IPC namespace".to_owned())?;
         pin("ipc", &namespaces.ipc_pin)?;
     }
     let sysctls = spans::start("sysctls", "");
     for (name, value) in &namespaces.sysctls {
-        set_sysctl(namespaces, name, value)?;
+        set_sysctl(namespaces, user.as_ref(), name, value)?;
     }
     drop(sysctls);
     if namespaces.shared_pid {
         let _init = spans::start("init", "");
-        return init::start(reaper).step(|| "start the pod's init".to_owned()).map(Some);
+        return init::start(reaper, user.as_ref()).step(|| "start the pod's init".to_owned()).map(Some);
     }
     Ok(None)
+}
+
+fn user(pin: &str) -> Result<Option<OwnedFd>> {
+    if pin.is_empty() {
+        return Ok(None);
+    }
+    vaina_sys::netns::open(Path::new(pin)).step(|| format!("open user namespace {pin}")).map(Some)
+}
+
+/// Makes a namespace that belongs to `user`, or to the node, and enters it.
+fn make(flag: CloneFlags, name: &str, user: Option<&OwnedFd>) -> io::Result<()> {
+    match user {
+        None => unshare(flag)?,
+        Some(user) => setns(Member::join(user, flag)?.namespace(name)?, flag)?,
+    }
+    Ok(())
 }
 
 fn pin(name: &str, path: &str) -> Result<()> {
@@ -89,7 +114,7 @@ fn pin(name: &str, path: &str) -> Result<()> {
 
 /// Writes a sysctl from inside the namespaces; one of a namespace that the pod shares with the node is refused, since it
 /// would change the node.
-fn set_sysctl(namespaces: &Namespaces, name: &str, value: &str) -> Result<()> {
+fn set_sysctl(namespaces: &Namespaces, user: Option<&OwnedFd>, name: &str, value: &str) -> Result<()> {
     let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|own| name.starts_with(own));
     let uts = matches!(name, "kernel.hostname" | "kernel.domainname");
     let network = name.starts_with("net.");
@@ -104,5 +129,12 @@ fn set_sysctl(namespaces: &Namespaces, name: &str, value: &str) -> Result<()> {
     }
     // A slash separates as well as a dot, and then dots belong to names (interfaces such as eth0.1).
     let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
-    fs::write(Path::new("/proc/sys").join(path), value).step(|| format!("set sysctl {name} to {value:?}"))
+    let path = Path::new("/proc/sys").join(path);
+    let write = || fs::write(&path, value);
+    let written = match user {
+        // They are for the namespace's own root, and ids in them are its ids. The names of the pod stay the node's matter.
+        Some(user) if !uts => userns::run_in(user.as_fd(), &[], write),
+        _ => write(),
+    };
+    written.step(|| format!("set sysctl {name} to {value:?}"))
 }

@@ -17,7 +17,7 @@ use std::{
 use crate::{
     bootstrap::LegacyContainer,
     io::stdio::Triple,
-    mount::{self, RootfsMount},
+    mount::{self, BundleMount},
     reaper::Reaper,
     spans,
 };
@@ -65,7 +65,7 @@ enum Program {
 pub(crate) struct Create<'a> {
     pub(crate) id: &'a str,
     pub(crate) bundle: &'a Path,
-    pub(crate) rootfs: &'a [RootfsMount],
+    pub(crate) mounts: &'a [BundleMount],
     pub(crate) stdio: Triple,
     pub(crate) console_socket: Option<&'a Path>,
 }
@@ -132,8 +132,14 @@ impl Runtime {
         drop(spawning);
         // The streams of the container are open in `line` as well; they must not outlive the start.
         drop(line);
-        let child =
-            started.map_err(|source| RuntimeError::Start { command, binary: self.name().to_owned(), source })?;
+        let child = started.map_err(|source| {
+            let text = fs::read_to_string(log).unwrap_or_default();
+            let _ = fs::remove_file(log);
+            match last_error(&text) {
+                Some(message) => RuntimeError::Refused { command, message },
+                None => RuntimeError::Start { command, binary: self.name().to_owned(), source },
+            }
+        })?;
         let exit = child.wait().await;
         let text = if exit.code == 0 { String::new() } else { fs::read_to_string(log).unwrap_or_default() };
         let _ = fs::remove_file(log);
@@ -161,11 +167,16 @@ impl Runtime {
         }
         line.arg(create.id).current_dir(create.bundle);
         line.stdin(create.stdio.stdin).stdout(create.stdio.stdout).stderr(create.stdio.stderr);
-        if !create.rootfs.is_empty() {
-            let (id, bundle, rootfs) = (create.id.to_owned(), create.bundle.to_owned(), create.rootfs.to_vec());
+        if !create.mounts.is_empty() {
+            let (id, bundle, mounts) = (create.id.to_owned(), create.bundle.to_owned(), create.mounts.to_vec());
+            let words = log.clone();
             let enter = move || {
                 let _span = spans::start_before_exec("mount root file system", &id);
-                mount::enter(&bundle, &rootfs)
+                // Of an error only the number gets through an exec that does not happen.
+                mount::enter(&bundle, &mounts).inspect_err(|error| {
+                    let line = serde_json::json!({ "level": "error", "msg": error.to_string() });
+                    let _ = fs::write(&words, line.to_string());
+                })
             };
             vaina_sys::process::before_exec(&mut line, enter).map_err(|source| RuntimeError::Start {
                 command: "create",

@@ -154,7 +154,7 @@ impl Container {
     }
 
     /// Its first process, if that has not ended.
-    fn live(&self) -> Option<u32> {
+    pub(super) fn live(&self) -> Option<u32> {
         let identity = self.identity.as_ref()?;
         let pid = u32::try_from(identity.pid).ok()?;
         let same = process::start_time(pid).is_ok_and(|start| start == identity.start_time);

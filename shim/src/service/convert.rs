@@ -1,6 +1,6 @@
 //! Messages to and from what the pod works with.
 
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 
 use containerd_shim_protos::{
     api::{CreateTaskRequest, ProcessInfo, StateResponse, Status},
@@ -14,7 +14,7 @@ use crate::{
     container::{Container, Create, Streams},
     error::{Result, ShimError},
     io::stdio::Input,
-    mount::RootfsMount,
+    mount::BundleMount,
     pause::Namespaces,
     pod::{Pod, timestamp},
     process::{Phase, Process, Stdio},
@@ -57,15 +57,27 @@ pub(super) fn create(pod: &Pod, request: CreateTaskRequest) -> Result<Create> {
     if !bundle.is_absolute() {
         return Err(ShimError::Invalid(format!("bundle {} is not absolute", bundle.display())));
     }
-    let rootfs = request
+    let mut mounts: Vec<_> = request
         .rootfs
         .into_iter()
-        .map(|mount| RootfsMount { fs_type: mount.type_, source: mount.source, options: mount.options })
+        .map(|mount| BundleMount {
+            target: "rootfs".into(),
+            fs_type: mount.type_,
+            source: mount.source,
+            options: mount.options,
+        })
         .collect();
+    for volume in options.volumes {
+        let target = PathBuf::from(volume.target);
+        if !target.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(ShimError::Invalid(format!("volume {} is not below the bundle", target.display())));
+        }
+        mounts.push(BundleMount { target, fs_type: volume.type_, source: volume.source, options: volume.options });
+    }
     Ok(Create {
         id: request.id,
         bundle,
-        rootfs,
+        mounts,
         stdio: Stdio {
             stdin: request.stdin,
             stdout: request.stdout,
@@ -104,6 +116,7 @@ pub(super) fn namespaces(request: CreateSandboxRequest) -> Result<Namespaces> {
         sysctls: options.sysctls.into_iter().collect(),
         ipc_pin: options.ipc_pin,
         uts_pin: options.uts_pin,
+        user_pin: options.user_pin,
     })
 }
 
