@@ -30,7 +30,7 @@ use crate::{
     network::{self, Network, Pool},
     recover::{self, RecoverError},
     rpc,
-    runtime::Handlers,
+    runtime::{Handlers, user_namespaces},
     sandbox, snapshot,
     state::{self, Store},
     stats::Stats,
@@ -186,6 +186,12 @@ impl App {
         let root = config.root.clone();
         blocking(move || snapshot::recover(&root)).await.map_err(StartError::Snapshots)?;
         let images = ImageStore::open(image_config(&config), store.clone()).await.map_err(StartError::Images)?;
+        let layers = config.root.join("images");
+        let missing = blocking(move || user_namespaces::problem(&layers, ImageStore::DIRECTORIES)).await;
+        if let Some(missing) = &missing {
+            tracing::info!(missing, "no pod can have a user namespace");
+        }
+        let handlers = handlers.without_user_namespaces(missing);
         let network = Network::open(&config.network).await.map_err(StartError::Network)?;
         let pool = Pool::new(&config.network).map_err(StartError::Network)?;
         let app = Arc::new(Self {
@@ -293,7 +299,7 @@ impl RunningApp {
 
 /// What every pod would make otherwise, and no pod could remove: after the last one the host is as after the start.
 fn standing_directories(config: &Config, handlers: &Handlers) -> Vec<PathBuf> {
-    let mut directories = vec![config.state.join("pods")];
+    let mut directories = vec![config.state.join("pods"), config.state.join(sandbox::USER_PINS)];
     directories.extend(["containers", "trash", "standalone"].map(|name| config.root.join(name)));
     directories.extend(handlers.iter().map(|handler| handler.runtime_root.clone()));
     directories

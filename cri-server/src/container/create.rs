@@ -9,7 +9,7 @@ use vaina_proto::cri::{ContainerConfig, ContainerEventType};
 use super::{
     Container, ContainerImage, ContainerState, ImageVolumeError, Kept, Level, Origin, StepError,
     bundle::BundleError,
-    difference, image_volume, signal,
+    difference, idmap, image_volume, signal,
     steps::{ContainerStep, Walk},
 };
 use crate::{
@@ -164,6 +164,7 @@ fn prepare(app: &App, sandbox: &Arc<Sandbox>, config: &ContainerConfig) -> Resul
     if asked.is_empty() {
         return Err(Arc::new(CreateError::Missing("image")));
     }
+    idmap::check(sandbox, config).map_err(|(field, reason)| CreateError::Invalid { field, reason })?;
     let image = app.images.resolve(asked).ok_or_else(|| CreateError::NoImage(asked.to_owned()))?;
     let stop_signal = stop_signal(config, &image.config)?;
     let origin = Origin {

@@ -20,7 +20,7 @@ use tracing::{Instrument as _, debug_span};
 use vaina_proto::cri::ContainerEventType;
 
 use super::{
-    Container, ContainerRecord, ContainerState, Exit, Kept, Running, User, bundle,
+    Container, ContainerRecord, ContainerState, Exit, Kept, Running, User, bundle, idmap,
     image_volume::{self, Mounted},
 };
 use crate::{
@@ -111,6 +111,9 @@ pub enum StepError {
     /// The bundle.
     #[error("make the container's bundle")]
     Bundle(#[source] bundle::BundleError),
+    /// The container whose processes it was to see.
+    #[error(transparent)]
+    Target(bundle::BundleError),
     /// A file or directory.
     #[error("{step} {}", .path.display())]
     Path {
@@ -132,6 +135,9 @@ pub enum StepError {
     /// There is no shim to ask.
     #[error("{0}: the pod's shim is gone")]
     NoShim(&'static str),
+    /// A shim of another project has no way to be told.
+    #[error("the shim of handler {0:?} makes no id-mapped volumes")]
+    NoIdMap(String),
     /// Its control group.
     #[error(transparent)]
     Cgroup(sandbox::StepError),
@@ -144,10 +150,11 @@ impl Classify for StepError {
             Self::Hold(source) => source.kind(),
             Self::Release(source) => source.kind(),
             Self::Rootfs { source, .. } => source.kind(),
-            Self::Bundle(source) => source.kind(),
+            Self::Bundle(source) | Self::Target(source) => source.kind(),
             Self::Path { .. } => Kind::Internal,
             Self::Shim { source, .. } => source.kind(),
             Self::NoShim(_) => Kind::Unavailable,
+            Self::NoIdMap(_) => Kind::Unimplemented,
             Self::Cgroup(source) => source.kind(),
         }
     }
@@ -204,9 +211,24 @@ impl<'a> Walk<'a> {
             self.app.images.hold(&self.container.image.id, self.container.id.as_str()).map_err(StepError::Hold)?;
         let root = self.app.config.root.clone();
         let id = self.container.id.clone();
-        blocking(move || snapshot::prepare(&root, &id, &image))
+        let user = self.container.sandbox.user_namespace();
+        blocking(move || snapshot::prepare(&root, &id, &image, user))
             .await
             .map_err(|source| StepError::Rootfs { step: "make", source })
+    }
+
+    /// What is mounted in the bundle beside the root file system, each with its place.
+    async fn bundle_mounts(&self) -> Result<Vec<(PathBuf, snapshot::Mount)>, StepError> {
+        let mut mounts = self.image_volumes().await?;
+        let mapped = idmap::mounts(&self.container.config);
+        if let Some(handler) = self.app.handlers.get(&self.container.sandbox.handler)
+            && !mapped.is_empty()
+            && !handler.has_own_shim()
+        {
+            return Err(StepError::NoIdMap(handler.name.clone()));
+        }
+        mounts.extend(mapped);
+        Ok(mounts)
     }
 
     /// The mounts of the images that are volumes, each with its place in the bundle.
@@ -215,7 +237,8 @@ impl<'a> Walk<'a> {
         for (number, image) in Mounted::new(&self.container.volume_images).images.into_iter().enumerate() {
             let image = self.app.images.hold(&image.id, self.container.id.as_str()).map_err(StepError::Hold)?;
             let (root, id) = (self.app.config.root.clone(), self.container.id.clone());
-            let mount = blocking(move || snapshot::read_only(&root, &id, &image))
+            let user = self.container.sandbox.user_namespace();
+            let mount = blocking(move || snapshot::read_only(&root, &id, &image, user))
                 .await
                 .map_err(|source| StepError::Rootfs { step: "describe a volume for", source })?;
             mounts.push((image_volume::place(number), mount));
@@ -243,6 +266,7 @@ impl<'a> Walk<'a> {
     }
 
     async fn make_task(&self) -> Result<(), StepError> {
+        bundle::check_target(self.app, self.container).map_err(StepError::Target)?;
         let rootfs = self.rootfs().instrument(debug_span!("rootfs")).await?;
         let handler = self.app.handlers.get(&self.container.sandbox.handler);
         let config = &self.container.config;
@@ -250,7 +274,7 @@ impl<'a> Walk<'a> {
             id: &self.container.id,
             bundle: &self.container.bundle(&self.app.config.state),
             rootfs: vec![rootfs],
-            volumes: self.image_volumes().await?,
+            volumes: self.bundle_mounts().await?,
             terminal: config.tty,
             log_path: self.container.log_path(),
             stdin: config.stdin,

@@ -49,6 +49,7 @@ use super::{
 
 const LAYERS: &str = "layers";
 const LINKS: &str = "l";
+pub(super) const DIRECTORIES: [&str; 2] = [LAYERS, LINKS];
 const STAGING: &str = "staging";
 const TRASH: &str = "trash";
 const LOCK: &str = "lock";

@@ -300,6 +300,9 @@ struct Complete {
 }
 
 impl ImageStore {
+    /// Directories of every store, the first with all layers.
+    pub const DIRECTORIES: [&str; 2] = layers::DIRECTORIES;
+
     /// Opens the store: deletes what was half made, loads what is recorded.
     ///
     /// An image with a layer missing is left out of the list, so that it is pulled again; a record that can't be read

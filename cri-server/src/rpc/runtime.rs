@@ -12,7 +12,7 @@ use super::{
     status::status,
     trace::{About, change, made, read},
 };
-use crate::{app::App, container, error::Chain, readiness, sandbox, stats, streaming};
+use crate::{app::App, container, error::Chain, info, readiness, sandbox, stats, streaming};
 
 pub(super) struct Runtime {
     pub(super) app: Arc<App>,
@@ -48,7 +48,7 @@ impl RuntimeService for Runtime {
             name: handler.name.clone(),
             features: Some(cri::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: handler.makes_recursive_read_only(),
-                ..Default::default()
+                user_namespaces: self.app.handlers.user_namespace_problem(handler).is_none(),
             }),
         });
         let mut response = cri::StatusResponse {
@@ -63,16 +63,12 @@ impl RuntimeService for Runtime {
             features: Some(cri::RuntimeFeatures {
                 supplemental_groups_policy: true,
                 mount_options: true,
-                ..Default::default()
+                user_namespaces_host_network: true,
             }),
             ..Default::default()
         };
         if request.into_inner().verbose {
-            let config = format!("{:?}", self.app.config);
-            response.info.insert("config".to_owned(), serde_json::json!({ "config": config }).to_string());
-            // Whose rules drop the pods' traffic, in sentences; what can't be read is said in their place.
-            let firewall = self.app.network.findings(&[]).await.unwrap_or_else(|error| vec![Chain(&error).to_string()]);
-            response.info.insert("firewall".to_owned(), serde_json::json!(firewall).to_string());
+            response.info = info::status(&self.app).await;
         }
         read("Status", Ok::<_, Infallible>(response))
     }

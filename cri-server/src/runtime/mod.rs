@@ -4,6 +4,7 @@
 
 mod handler;
 mod shim;
+pub mod user_namespaces;
 
 use std::{io, path::PathBuf};
 

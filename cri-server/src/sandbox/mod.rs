@@ -26,6 +26,7 @@ mod status;
 pub(crate) mod steps;
 mod stop;
 mod update;
+pub(crate) mod user_namespace;
 
 use std::{
     net::IpAddr,
@@ -46,6 +47,7 @@ pub use self::{
     steps::{Level, StepError},
     stop::{StopError, stop},
     update::{UpdateError, update},
+    user_namespace::UserNamespace,
 };
 pub(crate) use self::{remove::remove_known, stop::stop_known};
 use crate::{
@@ -271,6 +273,16 @@ impl Sandbox {
         (!self.is_host_network()).then(|| netns_pin(&self.id))
     }
 
+    /// The ids of its user namespace; none with the node's. What can't be was refused before it was recorded.
+    pub fn user_namespace(&self) -> Option<UserNamespace> {
+        user_namespace::asked(&self.namespaces()).ok().flatten()
+    }
+
+    /// Where its user namespace is pinned, if it has one.
+    pub fn user_pin(&self, state: &Path) -> Option<PathBuf> {
+        self.user_namespace().map(|_| user_pin(state, &self.id))
+    }
+
     /// The control group that containers' groups are made in, and whether it is ours to make and remove.
     pub fn cgroup(&self, default_parent: &str) -> (PathBuf, bool) {
         match self.config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()) {
@@ -328,6 +340,14 @@ pub(crate) const NETNS_DIRECTORY: &str = "/run/netns";
 
 pub(crate) fn netns_pin(id: &SandboxId) -> PathBuf {
     Path::new(NETNS_DIRECTORY).join(format!("vaina-{id}"))
+}
+
+/// Where user namespaces are pinned, below the state directory. Not in the pods' directories: the network namespace, which
+/// belongs to one, is made while such a directory is.
+pub(crate) const USER_PINS: &str = "userns";
+
+pub(crate) fn user_pin(state: &Path, id: &SandboxId) -> PathBuf {
+    state.join(USER_PINS).join(id)
 }
 
 /// The first field in which two configs differ.

@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     fs, io,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -59,6 +60,19 @@ impl PodFiles {
         fs::write(&self.resolv_conf, resolv_conf)?;
         fs::write(&self.hostname, format!("{hostname}\n"))?;
         fs::write(&self.hosts, hosts)
+    }
+}
+
+impl PodFiles {
+    /// Lets the root of the pod's user namespace have the files, and reach what it is to join: to the node it is anybody.
+    pub(super) fn give(&self, directory: &Path, (uid, gid): (u32, u32)) -> io::Result<()> {
+        for file in [&self.resolv_conf, &self.hostname, &self.hosts] {
+            std::os::unix::fs::chown(file, Some(uid), Some(gid))?;
+        }
+        for directory in [Some(directory), self.ipc.parent()].into_iter().flatten() {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o711))?;
+        }
+        Ok(())
     }
 }
 

@@ -104,7 +104,10 @@ pub(crate) async fn remove_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Resu
 /// Looks for what the sandbox consisted of.
 pub(crate) async fn receipt(app: &App, sandbox: &Sandbox) -> Receipt {
     let directory = sandbox.directory(&app.config.state);
-    let netns = super::netns_pin(&sandbox.id);
+    let pins = [
+        ("network namespace", super::netns_pin(&sandbox.id)),
+        ("user namespace", super::user_pin(&app.config.state, &sandbox.id)),
+    ];
     let (path, own) = sandbox.cgroup(&app.config.cgroup.parent);
     let group = own.then(|| app.cgroups.group(&path));
     let has_address = match steps::attachment(sandbox) {
@@ -119,8 +122,10 @@ pub(crate) async fn receipt(app: &App, sandbox: &Sandbox) -> Receipt {
         if directory.exists() {
             left.push(format!("directory {}", directory.display()));
         }
-        if netns.exists() {
-            left.push(format!("network namespace {}", netns.display()));
+        for (kind, pin) in &pins {
+            if pin.exists() {
+                left.push(format!("{kind} {}", pin.display()));
+            }
         }
         if group.is_some_and(|group| group.exists()) {
             left.push(format!("control group {}", path.display()));
@@ -129,7 +134,9 @@ pub(crate) async fn receipt(app: &App, sandbox: &Sandbox) -> Receipt {
             Ok(table) => left.extend(
                 table
                     .iter()
-                    .filter(|mount| mount.target.starts_with(&directory) || mount.target == netns)
+                    .filter(|mount| {
+                        mount.target.starts_with(&directory) || pins.iter().any(|(_, pin)| mount.target == *pin)
+                    })
                     .map(|mount| format!("mount {}", mount.target.display())),
             ),
             Err(error) => left.push(format!("mounts, perhaps (the table can't be read: {error})")),

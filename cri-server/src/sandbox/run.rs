@@ -8,6 +8,7 @@ use vaina_proto::cri::{ContainerEventType, NamespaceMode, PodSandboxConfig};
 use super::{
     Kept, Level, Ready, Sandbox, SandboxState, StepError, difference, namespaces,
     steps::{SandboxStep, Walk},
+    user_namespace,
 };
 use crate::{
     app::App,
@@ -36,6 +37,14 @@ pub enum RunError {
     /// A handler that the configuration does not name.
     #[error("runtime handler {0:?} is not configured")]
     UnknownHandler(String),
+    /// A pod in a user namespace, which the handler or the node can't have.
+    #[error("runtime handler {handler:?} runs no pod in a user namespace: {reason}")]
+    NoUserNamespace {
+        /// As given.
+        handler: String,
+        /// Why not.
+        reason: String,
+    },
     /// The key is taken by a sandbox that was asked for with another config.
     #[error("pod sandbox {id} has the same name ({name}), namespace, uid and attempt, and a different {field}")]
     Differs {
@@ -81,6 +90,7 @@ impl Classify for RunError {
     fn kind(&self) -> Kind {
         match self {
             Self::Missing(_) | Self::Invalid { .. } | Self::UnknownHandler(_) => Kind::InvalidArgument,
+            Self::NoUserNamespace { .. } => Kind::Unimplemented,
             Self::Differs { .. } | Self::Stopped(_) => Kind::AlreadyExists,
             Self::Id(_) | Self::Lost => Kind::Internal,
             Self::Address(source) => source.kind(),
@@ -92,8 +102,13 @@ impl Classify for RunError {
 /// Makes a sandbox, or answers the one that was made under the same key.
 pub async fn run(app: &Arc<App>, config: PodSandboxConfig, handler: &str) -> Result<SandboxId, Arc<RunError>> {
     check(&config)?;
-    if app.handlers.get(handler).is_none() {
+    let Some(found) = app.handlers.get(handler) else {
         return Err(Arc::new(RunError::UnknownHandler(handler.to_owned())));
+    };
+    if user_namespace::asked(&namespaces(&config)).is_ok_and(|asked| asked.is_some())
+        && let Some(reason) = app.handlers.user_namespace_problem(found)
+    {
+        return Err(Arc::new(RunError::NoUserNamespace { handler: handler.to_owned(), reason }));
     }
     loop {
         let id = SandboxId::new(id::random().map_err(RunError::Id)?);
@@ -170,11 +185,13 @@ fn check(config: &PodSandboxConfig) -> Result<(), Arc<RunError>> {
     if ![pod, container, node].contains(&options.pid) {
         return Err(invalid("linux.security_context.namespace_options", "pid must be POD, CONTAINER or NODE"));
     }
-    if options.userns_options.as_ref().is_some_and(|userns| userns.mode == pod) {
-        return Err(invalid(
-            "linux.security_context.namespace_options",
-            "asks for a user namespace, which is not supported",
-        ));
+    let field = "linux.security_context.namespace_options";
+    if user_namespace::asked(&options).map_err(|reason| invalid(field, &reason))?.is_some() {
+        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let privileged = security.is_some_and(|security| security.privileged);
+        if let Some(reason) = user_namespace::conflict(&options, privileged) {
+            return Err(invalid(field, reason));
+        }
     }
     if config
         .port_mappings

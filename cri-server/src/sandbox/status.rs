@@ -1,7 +1,8 @@
 //! `PodSandboxStatus`, from memory.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
+use serde_json::{Value, json};
 use vaina_proto::cri::{
     LinuxContainerResources, LinuxPodSandboxStatus, Namespace, PodIp, PodSandboxNetworkStatus, PodSandboxStatus,
     PodSandboxStatusResponse,
@@ -13,6 +14,7 @@ use crate::{
     container,
     error::{Classify, Kind},
     index::FindError,
+    info::{self, Info},
     work::now,
 };
 
@@ -40,7 +42,7 @@ pub fn status(app: &App, id: &str, verbose: bool) -> Result<PodSandboxStatusResp
     }
     Ok(PodSandboxStatusResponse {
         status: Some(message(&sandbox)),
-        info: if verbose { info(&sandbox) } else { BTreeMap::new() },
+        info: if verbose { self::verbose(app, &sandbox) } else { Info::new() },
         containers_statuses: container::messages(app, &sandbox.id),
         timestamp: now(),
     })
@@ -72,8 +74,8 @@ pub fn message(sandbox: &Arc<Sandbox>) -> PodSandboxStatus {
 }
 
 /// Under the names of the runtime spec, where it has any.
-fn resources_info(resources: &LinuxContainerResources) -> serde_json::Value {
-    serde_json::json!({
+fn resources_info(resources: &LinuxContainerResources) -> Value {
+    json!({
         "cpu": {
             "period": resources.cpu_period,
             "quota": resources.cpu_quota,
@@ -89,7 +91,7 @@ fn resources_info(resources: &LinuxContainerResources) -> serde_json::Value {
     })
 }
 
-fn info(sandbox: &Sandbox) -> BTreeMap<String, String> {
+fn verbose(app: &App, sandbox: &Sandbox) -> Info {
     let state = sandbox.state();
     let (pid, reason) = match &state {
         SandboxState::Ready(ready) | SandboxState::Stopping(ready) => (ready.pid, None),
@@ -100,19 +102,34 @@ fn info(sandbox: &Sandbox) -> BTreeMap<String, String> {
     let shim = sandbox.shim().map(|shim| shim.address().to_owned());
     let netns = sandbox.netns().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
     let (resources, overhead) = sandbox.resources();
-    let info = serde_json::json!({
+    let handler = app.handlers.get(&sandbox.handler);
+    info::one(&json!({
         "pid": pid,
-        "resources": resources.as_ref().map(resources_info),
-        "overhead": overhead.as_ref().map(resources_info),
         "processStatus": state.word(),
         "netNamespaceClosed": pid == 0,
         "runtimeHandler": sandbox.handler,
+        "runtimeType": handler.map(info::runtime_type),
+        "runtimeOptions": handler.map(info::runtime_options),
+        "config": info::message("PodSandboxConfig", &sandbox.config),
+        "resources": resources.as_ref().map(resources_info),
+        "overhead": overhead.as_ref().map(resources_info),
+        "cniResult": network(&state, &netns),
         "shimAddress": shim,
         "unknownReason": reason,
         // Where other runtimes keep the path, and tools look for it.
         "runtimeSpec": {
             "linux": { "namespaces": [{ "type": "network", "path": netns }] },
         },
-    });
-    BTreeMap::from([("info".to_owned(), info.to_string())])
+    }))
+}
+
+/// The pod's interface in the form of containerd's network library; none with the node's network.
+fn network(state: &SandboxState, netns: &str) -> Value {
+    match state {
+        SandboxState::Ready(ready) if !ready.addresses.is_empty() => {
+            let addresses: Vec<Value> = ready.addresses.iter().map(|address| json!({ "IP": address })).collect();
+            json!({ "Interfaces": { "eth0": { "IPConfigs": addresses, "Sandbox": netns } } })
+        }
+        _ => Value::Null,
+    }
 }

@@ -1,10 +1,10 @@
 //! What a sandbox consists of: each step made and removed. The order and what follows from it is the planner's.
 //!
 //! ```text
-//!  Record ─┬─ Directory ─┬─ Shm
-//!          │             └─ Shim ───────┬─ Namespaces
-//!          ├─ Netns ─┬──────────────────┘
-//!          │         └─ Network
+//!  Record ─┬─ Directory ──────┬─ Shm
+//!          │                  └─ Shim ───────┬─ Namespaces
+//!          ├─ User ─── Netns ─┬──────────────┘
+//!          │                  └─ Network
 //!          └─ Cgroup
 //! ```
 //!
@@ -13,6 +13,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
+    os::fd::{AsFd, AsRawFd as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -22,7 +23,7 @@ use nix::mount::MsFlags;
 use tracing::{Instrument as _, debug_span};
 use vaina_proto::cri::{NamespaceMode, PortMapping as CriPortMapping};
 
-use super::{Kept, Sandbox, SandboxRecord, pod_files, pod_files::PodFiles};
+use super::{Kept, Sandbox, SandboxRecord, UserNamespace, pod_files, pod_files::PodFiles};
 use crate::{
     app::App,
     error::{Classify, Kind},
@@ -43,6 +44,8 @@ pub(crate) enum SandboxStep {
     Directory,
     /// The control group around containers' groups, where the client names none.
     Cgroup,
+    /// The pinned user namespace, which owns the others, for a pod that asks for one.
+    User,
     /// The pinned network namespace.
     Netns,
     /// Interface, address, ports.
@@ -72,6 +75,7 @@ impl Step for SandboxStep {
         Self::Record,
         Self::Directory,
         Self::Cgroup,
+        Self::User,
         Self::Netns,
         Self::Network,
         Self::Shm,
@@ -85,6 +89,7 @@ impl Step for SandboxStep {
             Self::Record => Level::NotReady,
             Self::Directory
             | Self::Cgroup
+            | Self::User
             | Self::Netns
             | Self::Network
             | Self::Shm
@@ -96,10 +101,11 @@ impl Step for SandboxStep {
     fn needs(self) -> &'static [Self] {
         match self {
             Self::Record => &[],
-            Self::Directory | Self::Cgroup | Self::Netns => &[Self::Record],
+            Self::Directory | Self::Cgroup | Self::User => &[Self::Record],
+            Self::Netns => &[Self::User],
             Self::Network => &[Self::Netns],
             Self::Shm | Self::Shim => &[Self::Directory],
-            Self::Namespaces => &[Self::Shim, Self::Netns, Self::Directory],
+            Self::Namespaces => &[Self::Shim, Self::User, Self::Netns, Self::Directory],
         }
     }
 }
@@ -221,6 +227,7 @@ impl<'a> Walk<'a> {
         let dns = self.sandbox.config.dns_config.clone();
         let host_network = self.sandbox.is_host_network();
         let hostname = self.sandbox.config.hostname.clone();
+        let user = self.sandbox.user_namespace();
         blocking(move || {
             let write = || {
                 std::fs::create_dir_all(&directory)?;
@@ -236,7 +243,8 @@ impl<'a> Walk<'a> {
                 } else {
                     pod_files::hosts(&hostname, &addresses)
                 };
-                files.write(dns.as_ref(), &hostname, &hosts)
+                files.write(dns.as_ref(), &hostname, &hosts)?;
+                user.map_or(Ok(()), |user| files.give(&directory, user.root()))
             };
             write().map_err(at("write the pod's files in", &directory))
         })
@@ -273,9 +281,42 @@ impl<'a> Walk<'a> {
         blocking(move || kill_and_remove(&group, &path)).await
     }
 
+    async fn make_user(&self) -> Result<(), StepError> {
+        let Some(UserNamespace { uids, gids }) = self.sandbox.user_namespace() else { return Ok(()) };
+        let pin = self.user_pin();
+        blocking(move || {
+            let make = || {
+                let user = vaina_sys::userns::create(&[uids], &[gids])?;
+                vaina_sys::mount::detach(&pin)?;
+                std::fs::write(&pin, "")?;
+                vaina_sys::mount::bind(Path::new(&format!("/proc/self/fd/{}", user.as_raw_fd())), &pin, false)
+            };
+            make().map_err(at("make user namespace", &pin))
+        })
+        .await
+    }
+
+    async fn remove_user(&self) -> Result<(), StepError> {
+        // Without a readable record it is not known whether there is one.
+        let pin = self.user_pin();
+        blocking(move || vaina_sys::netns::unpin(&pin).map_err(at("remove user namespace", &pin))).await
+    }
+
+    fn user_pin(&self) -> PathBuf {
+        super::user_pin(&self.app.config.state, &self.sandbox.id)
+    }
+
     async fn make_netns(&self) -> Result<(), StepError> {
         let Some(pin) = self.sandbox.netns() else { return Ok(()) };
-        blocking(move || vaina_sys::netns::create(&pin).map_err(at("make network namespace", &pin))).await
+        let user = self.sandbox.user_pin(&self.app.config.state);
+        blocking(move || {
+            let make = || {
+                let user = user.as_deref().map(vaina_sys::netns::open).transpose()?;
+                vaina_sys::netns::create_owned(&pin, user.as_ref().map(AsFd::as_fd))
+            };
+            make().map_err(at("make network namespace", &pin))
+        })
+        .await
     }
 
     async fn remove_netns(&self) -> Result<(), StepError> {
@@ -312,9 +353,11 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         let path = self.files().shm;
+        let (uid, gid) = self.sandbox.user_namespace().map_or((0, 0), |user| user.root());
         blocking(move || {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            vaina_sys::mount::filesystem("tmpfs", "shm", &path, flags, "mode=1777,size=65536k")
+            let options = format!("mode=1777,size=65536k,uid={uid},gid={gid}");
+            vaina_sys::mount::filesystem("tmpfs", "shm", &path, flags, &options)
                 .map_err(at("mount shared memory at", &path))
         })
         .await
@@ -381,6 +424,7 @@ impl<'a> Walk<'a> {
             sysctls: sysctls(self.sandbox),
             ipc_pin: if host_ipc { String::new() } else { text(&files.ipc) },
             uts_pin: if host_network { String::new() } else { text(&files.uts) },
+            user_pin: self.sandbox.user_pin(&self.app.config.state).map(|pin| text(&pin)).unwrap_or_default(),
             ..SandboxOptions::default()
         };
         let failed = |step| move |source| StepError::Shim { step, source };
@@ -434,6 +478,7 @@ impl Host<SandboxStep> for Walk<'_> {
             SandboxStep::Record => self.put(|kept| kept.mark = Some(Mark::Toward(Level::Ready))).await,
             SandboxStep::Directory => self.make_directory().await,
             SandboxStep::Cgroup => self.make_cgroup().await,
+            SandboxStep::User => self.make_user().await,
             SandboxStep::Netns => self.make_netns().await,
             SandboxStep::Network => self.make_network().await,
             SandboxStep::Shm => self.make_shm().await,
@@ -456,6 +501,7 @@ impl Host<SandboxStep> for Walk<'_> {
             }
             SandboxStep::Directory => self.remove_directory().await,
             SandboxStep::Cgroup => self.remove_cgroup().await,
+            SandboxStep::User => self.remove_user().await,
             SandboxStep::Netns => self.remove_netns().await,
             SandboxStep::Network => self.remove_network().await,
             SandboxStep::Shm => self.remove_shm().await,
@@ -533,7 +579,9 @@ fn sysctls(sandbox: &Sandbox) -> std::collections::HashMap<String, String> {
     let mut sysctls = std::collections::HashMap::new();
     if !sandbox.is_host_network() {
         sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        // In a user namespace these are its groups, and only those that it has can be named.
+        let last = sandbox.user_namespace().map_or(i32::MAX.unsigned_abs(), |user| user.gids.length - 1);
+        sysctls.insert("net.ipv4.ping_group_range".to_owned(), format!("0 {last}"));
     }
     if let Some(linux) = &sandbox.config.linux {
         for (name, value) in &linux.sysctls {

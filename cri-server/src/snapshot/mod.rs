@@ -28,6 +28,7 @@ use crate::{
     error::{Classify, Kind},
     id::ContainerId,
     image::Image,
+    sandbox::UserNamespace,
 };
 
 const CONTAINERS: &str = "containers";
@@ -108,7 +109,14 @@ impl Classify for SnapshotError {
 }
 
 /// Makes the writable layer of a container on `image` and describes the mount. Blocking, some system calls; repeating it is fine.
-pub fn prepare(root: &Path, container: &ContainerId, image: &Image) -> Result<Mount, SnapshotError> {
+///
+/// In a user namespace the image's files are shown with its owners; the writable layer has the node's numbers of them.
+pub fn prepare(
+    root: &Path,
+    container: &ContainerId,
+    image: &Image,
+    user: Option<UserNamespace>,
+) -> Result<Mount, SnapshotError> {
     let dir = dir(root, container);
     let rootfs = Rootfs { lower: image.layers.clone(), upper: dir.join(UPPER), work: dir.join(WORK) };
     fs::create_dir_all(&dir).map_err(at("create", &dir))?;
@@ -126,6 +134,10 @@ pub fn prepare(root: &Path, container: &ContainerId, image: &Image) -> Result<Mo
             }
             None => (0o755, 0, 0),
         };
+        // An owner that the namespace does not have stays as it is, and is nobody there.
+        let (uid, gid) = user.map_or((uid, gid), |user| {
+            (user.uids.outside(uid).unwrap_or(uid), user.gids.outside(gid).unwrap_or(gid))
+        });
         chown(&new, Some(uid), Some(gid)).map_err(at("set owner of", &new))?;
         fs::set_permissions(&new, fs::Permissions::from_mode(mode)).map_err(at("set mode of", &new))?;
         fs::rename(&new, &rootfs.upper).map_err(at("create", &rootfs.upper))?;
@@ -137,7 +149,14 @@ pub fn prepare(root: &Path, container: &ContainerId, image: &Image) -> Result<Mo
     if rootfs.lower.is_empty() && !empty.exists() {
         fs::create_dir(&empty).map_err(at("create", &empty))?;
     }
-    mount(&rootfs, &empty)
+    let mut mount = mount(&rootfs, &empty)?;
+    mount.options.extend(map_options(user));
+    Ok(mount)
+}
+
+/// The mapping as containerd writes it in mounts.
+fn map_options(user: Option<UserNamespace>) -> impl Iterator<Item = String> {
+    user.into_iter().flat_map(|user| [format!("uidmap={}", user.uids), format!("gidmap={}", user.gids)])
 }
 
 /// A path in mount options.
@@ -168,12 +187,17 @@ fn mount(rootfs: &Rootfs, empty: &Path) -> Result<Mount, SnapshotError> {
 }
 
 /// Describes the mount of an image to be read only, for a container. Blocking.
-pub fn read_only(root: &Path, container: &ContainerId, image: &Image) -> Result<Mount, SnapshotError> {
+pub fn read_only(
+    root: &Path,
+    container: &ContainerId,
+    image: &Image,
+    user: Option<UserNamespace>,
+) -> Result<Mount, SnapshotError> {
     let empty = dir(root, container).join(EMPTY);
     fs::create_dir_all(&empty).map_err(at("create", &empty))?;
     let mut lower = image.layers.iter().rev().map(|layer| text(layer)).collect::<Result<Vec<_>, _>>()?;
     let ro = "ro".to_owned();
-    Ok(match lower.len() {
+    let mut mount = match lower.len() {
         0 => Mount { type_: "bind".to_owned(), source: text(&empty)?, options: vec![ro] },
         1..=LAYERS_MAX => {
             // overlayfs wants two; a bind of a single one would show its whiteouts.
@@ -182,7 +206,9 @@ pub fn read_only(root: &Path, container: &ContainerId, image: &Image) -> Result<
             Mount { type_: "overlay".to_owned(), source: "overlay".to_owned(), options }
         }
         count => return Err(SnapshotError::TooManyLayers(count)),
-    })
+    };
+    mount.options.extend(map_options(user));
+    Ok(mount)
 }
 
 /// Where volumes of a container lie that end with it, like its writable layer.
@@ -407,7 +433,7 @@ mod tests {
             let root = tempfile::tempdir().unwrap();
             let image = image(root.path()).await;
             let [one, two] = ["1", "2"].map(|digit| ContainerId::new(digit.repeat(64)));
-            let mount = prepare(root.path(), &one, &image).unwrap();
+            let mount = prepare(root.path(), &one, &image, None).unwrap();
             with_mounted(&mount, |rootfs| {
                 let stat = fs::metadata(rootfs).unwrap();
                 assert_eq!((stat.mode() & 0o7777, stat.uid(), stat.gid()), (0o711, 3, 4));
@@ -425,10 +451,10 @@ mod tests {
             assert!(written.bytes >= 10_000 && written.inodes == 2, "{written:?}");
             assert_eq!(usage(root.path(), &one, &mut 1).unwrap(), None);
             // A second create of the same container (after a crash) mounts what is there.
-            let again = prepare(root.path(), &one, &image).unwrap();
+            let again = prepare(root.path(), &one, &image, None).unwrap();
             assert_eq!(again, mount);
             with_mounted(&again, |rootfs| assert_eq!(fs::metadata(rootfs.join("etc/group")).unwrap().len(), 10_000));
-            let mount = prepare(root.path(), &two, &image).unwrap();
+            let mount = prepare(root.path(), &two, &image, None).unwrap();
             with_mounted(&mount, |rootfs| assert_eq!(fs::read_to_string(rootfs.join("etc/group")).unwrap(), "base"));
 
             assert_eq!(list(root.path()).unwrap().len(), 2);

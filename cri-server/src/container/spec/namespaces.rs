@@ -11,7 +11,8 @@ pub(super) fn namespaces(input: &Input<'_>) -> Vec<Value> {
         PidNamespace::Path(path) => namespaces.push(json!({ "type": "pid", "path": path })),
         PidNamespace::Host => {}
     }
-    for (kind, path) in [("network", input.network), ("ipc", input.ipc), ("uts", input.uts)] {
+    let user = input.user_namespace.map(|(_, pin)| pin);
+    for (kind, path) in [("user", user), ("network", input.network), ("ipc", input.ipc), ("uts", input.uts)] {
         if let Some(path) = path {
             namespaces.push(json!({ "type": kind, "path": path }));
         }
