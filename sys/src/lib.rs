@@ -5,6 +5,7 @@
 
 pub mod answers;
 pub mod cgroup;
+pub mod device_filter;
 pub mod fs;
 pub mod inherit;
 pub mod memory;

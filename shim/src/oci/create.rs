@@ -19,7 +19,7 @@ use super::{
     OciError,
     args::Create,
     container::{self, Container, Identity},
-    environment,
+    device_filter, environment,
     restriction::{self, Restriction},
     spec::{self, Host},
     trace::Causes,
@@ -66,7 +66,16 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
         shadow.clone()
     };
     drop(loading);
-    let made = make(&root, create, &library_bundle, &spec, restriction).and_then(|pid| {
+    let group =
+        host.v2.as_ref().filter(|_| host.is_v2()).map(|top| top.join(cgroup.strip_prefix("/").unwrap_or(&cgroup)));
+    let filtered = |pid| match &group {
+        // Before the program runs. Of v1 the library does it.
+        Some(group) => device_filter::attach(&spec, group)
+            .map(|()| pid)
+            .map_err(|source| OciError::Prepare { step: "attach the device filter", source }),
+        None => Ok(pid),
+    };
+    let made = make(&root, create, &library_bundle, &spec, restriction).and_then(filtered).and_then(|pid| {
         let _span = spans::start("record", &create.id);
         let start_time = u32::try_from(pid).map_err(io::Error::other).and_then(process::start_time);
         let identity = start_time.map(|start_time| Identity { pid, start_time, bundle, rootfs, cgroup });

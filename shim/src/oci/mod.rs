@@ -5,12 +5,12 @@
 //! gaps between what configurations mean to `runc` and what the library does (`spec.rs`, `workload.rs`, `container.rs`,
 //! each at its place). It runs in a process of its own with one thread, since the library forks.
 //!
-//! Gaps that are left: the device filter of cgroup v2 is not applied (the library has it only with a C library for BPF), a
-//! systemd cgroup driver is refused.
+//! A gap that is left: a systemd cgroup driver is refused.
 
 mod args;
 mod container;
 mod create;
+mod device_filter;
 mod devices;
 mod entry;
 mod environment;
