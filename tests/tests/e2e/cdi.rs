@@ -75,6 +75,7 @@ devices:
     )
 }
 
+// proves: ContainerConfig.{CDI_devices, annotations}, CDIDevice.name
 #[test]
 fn a_device_does_what_its_spec_says_with_every_handler() {
     e2e_with(directories(), async |node| {

@@ -25,6 +25,7 @@ fn environment(bytes: &[u8]) -> Vec<Vec<u8>> {
     bytes.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
+// proves: ContainerConfig.envs, KeyValue.{key, value}
 #[test]
 fn values_that_are_not_utf8_reach_the_process_and_its_execs_unchanged() {
     e2e(async |node| {
@@ -99,6 +100,7 @@ fn device(mut container: Container, host: &str, target: &str, permissions: &str)
     container
 }
 
+// proves: ContainerConfig.devices, Device.{container_path, host_path, permissions}
 #[test]
 fn only_devices_that_were_given_can_be_opened() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -147,6 +149,7 @@ fn of_a_directory_all_devices_below_it_are_given() {
     });
 }
 
+// proves: LinuxContainerResources.hugepage_limits, HugepageLimit.{page_size, limit}
 #[test]
 fn limits_of_huge_pages_are_set_and_unknown_sizes_are_refused() {
     each(as_it_is, async |node, pod, sandbox| {

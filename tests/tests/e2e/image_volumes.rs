@@ -74,6 +74,7 @@ async fn shown(node: &Node, sandbox: &str, pod: &Pod, name: &str, mount: Mount, 
     Ok(text)
 }
 
+// proves: Mount.{image, image_sub_path}
 #[test]
 fn an_image_is_shown_read_only_with_every_handler() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -112,6 +113,7 @@ fn an_image_is_shown_read_only_with_every_handler() {
     });
 }
 
+// proves: ContainerStatus.mounts, Mount.image, ImageSpec.{image, image_ref, user_specified_image}
 #[test]
 fn a_status_tells_the_image_and_the_kubelets_collector_finds_it_in_use() {
     e2e(async |node| {
@@ -168,6 +170,7 @@ fn an_image_that_is_removed_stays_on_disk_for_those_who_show_it() {
     });
 }
 
+// proves: Mount.{image, image_sub_path, readonly}
 #[test]
 fn what_can_not_be_shown_is_refused_with_the_kubelets_word() {
     e2e(async |node| {

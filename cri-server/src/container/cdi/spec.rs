@@ -259,7 +259,7 @@ impl ContainerEdits {
 }
 
 fn variables(what: &str, list: &[String]) -> Result<(), String> {
-    let bad = list.iter().find(|variable| !variable.split_once('=').is_some_and(|(name, _)| !name.is_empty()));
+    let bad = list.iter().find(|variable| variable.split_once('=').is_none_or(|(name, _)| name.is_empty()));
     bad.map_or(Ok(()), |bad| Err(format!("{what}: {bad:?} is not NAME=value")))
 }
 

@@ -88,7 +88,7 @@ pub(crate) fn limits(limits: &LinuxContainerResources, host: &Host) -> Result<Ma
 pub(crate) fn huge_page(directory: &str) -> Option<String> {
     let mut size: u64 = directory.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
     let mut units = ["KB", "MB", "GB", "TB"].into_iter();
-    while size >= 1024 && size % 1024 == 0 && units.len() > 1 {
+    while size >= 1024 && size.is_multiple_of(1024) && units.len() > 1 {
         size /= 1024;
         units.next();
     }
