@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Classify, Kind};
 
@@ -15,7 +15,7 @@ use crate::error::{Classify, Kind};
 pub const DEFAULT_FILE: &str = "/etc/vaina/config.toml";
 
 /// All of it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// What a reboot may take: bundles, sockets, pins.
@@ -58,7 +58,7 @@ impl Default for Config {
 }
 
 /// What is logged, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// Filter in the syntax of `RUST_LOG`.
@@ -74,7 +74,7 @@ impl Default for Log {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise.
@@ -86,7 +86,7 @@ pub enum LogFormat {
 }
 
 /// Images and registries.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Image {
     /// Directory with `<host>/hosts.toml`.
@@ -114,7 +114,7 @@ impl Default for Image {
 }
 
 /// The built-in bridge network.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
     /// Name of the bridge.
@@ -139,7 +139,7 @@ impl Network {
 }
 
 /// Control groups.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cgroup {
     /// Parent of pods for which the client names none.
@@ -153,7 +153,7 @@ impl Default for Cgroup {
 }
 
 /// The Container Device Interface.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cdi {
     /// Directories with spec files; of a device that several have, that of the last counts.
@@ -167,7 +167,7 @@ impl Default for Cdi {
 }
 
 /// The server whose addresses Exec, Attach and PortForward answer. The kubelet connects to it from the node itself.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Streaming {
     /// Where it listens; port 0 is any that is free.
@@ -185,7 +185,7 @@ impl Default for Streaming {
 }
 
 /// Files in PEM format.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The server's certificate, and those that lead to a known one.
@@ -195,7 +195,7 @@ pub struct Tls {
 }
 
 /// A RuntimeClass handler.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Handler {
     /// OCI runtime, by name or path; empty for the shim's own.

@@ -13,6 +13,7 @@ pub mod group_moves;
 pub mod id;
 pub mod image;
 pub mod index;
+mod info;
 mod limits;
 pub mod network;
 pub mod plan;

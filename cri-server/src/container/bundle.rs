@@ -9,11 +9,11 @@ use std::{
 };
 
 use tracing::debug_span;
-use vaina_proto::cri::{ContainerConfig, Device, NamespaceMode};
+use vaina_proto::cri::{ContainerConfig, Device, NamespaceMode, NamespaceOption};
 use vaina_sys::cgroup::Hierarchies;
 
 use super::{
-    Container, ContainerImage, ContainerState, ImageVolumeError, User,
+    Container, ContainerImage, ContainerState, ImageVolumeError, Running, User,
     cdi::{self, CdiError},
     host_devices,
     image_volume::{self, Mounted},
@@ -174,32 +174,49 @@ pub(super) fn huge_pages() -> Vec<String> {
 }
 
 /// The container's own word; the pod's says only whether there is a shared one.
-fn pid_namespace(app: &App, container: &Container) -> Result<PidNamespace, BundleError> {
-    let ready = container.sandbox.ready().map_err(BundleError::Sandbox)?;
-    let options = container
+fn namespace_options(container: &Container) -> NamespaceOption {
+    container
         .config
         .linux
         .as_ref()
         .and_then(|linux| linux.security_context.as_ref())
         .and_then(|security| security.namespace_options.clone())
-        .unwrap_or_else(|| container.sandbox.namespaces());
+        .unwrap_or_else(|| container.sandbox.namespaces())
+}
+
+fn pid_namespace(app: &App, container: &Container) -> Result<PidNamespace, BundleError> {
+    let ready = container.sandbox.ready().map_err(BundleError::Sandbox)?;
+    let options = namespace_options(container);
     let of = |pid: u32| PidNamespace::Path(PathBuf::from(format!("/proc/{pid}/ns/pid")));
     let pod_is_shared = container.sandbox.namespaces().pid == i32::from(NamespaceMode::Pod);
     match NamespaceMode::try_from(options.pid) {
         Ok(NamespaceMode::Node) => Ok(PidNamespace::Host),
         Ok(NamespaceMode::Pod) if pod_is_shared => Ok(of(ready.pid)),
-        Ok(NamespaceMode::Target) => {
-            let refuse = |reason| BundleError::Target { id: options.target_id.clone(), reason };
-            let target = app.index.containers.find(&options.target_id).map_err(|_| refuse("it is not there"))?;
-            if target.sandbox.id != container.sandbox.id {
-                return Err(refuse("it belongs to another pod"));
-            }
-            match target.state() {
-                ContainerState::Running(running) => Ok(of(running.pid)),
-                _ => Err(refuse("it does not run")),
-            }
-        }
+        Ok(NamespaceMode::Target) => target(app, container, &options.target_id).map(|running| of(running.pid)),
         Ok(NamespaceMode::Pod | NamespaceMode::Container) | Err(_) => Ok(PidNamespace::Own),
+    }
+}
+
+/// The container of the same pod whose PID namespace is joined.
+fn target(app: &App, container: &Container, id: &str) -> Result<Running, BundleError> {
+    let refuse = |reason| BundleError::Target { id: id.to_owned(), reason };
+    let target = app.index.containers.find(id).map_err(|_| refuse("it is not there"))?;
+    if target.sandbox.id != container.sandbox.id {
+        return Err(refuse("it belongs to another pod"));
+    }
+    match target.state() {
+        ContainerState::Running(running) => Ok(running),
+        _ => Err(refuse("it does not run")),
+    }
+}
+
+/// Whether what the spec names is still there. A container runs once, so that one that runs has the pid that is in the spec; the
+/// pid of one that has ended may be somebody else's by now.
+pub(super) fn check_target(app: &App, container: &Container) -> Result<(), BundleError> {
+    let options = namespace_options(container);
+    match NamespaceMode::try_from(options.pid) {
+        Ok(NamespaceMode::Target) => target(app, container, &options.target_id).map(drop),
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,5 @@
 //! `ContainerStatus`, from memory; verbose also reads the bundle.
 
-use std::collections::BTreeMap;
-
 use vaina_proto::cri::{
     self, ContainerResources, ContainerStatusResponse, ContainerUser, ImageSpec, LinuxContainerUser,
 };
@@ -12,6 +10,7 @@ use crate::{
     error::{Classify, Kind},
     id::SandboxId,
     index::FindError,
+    info::{self, Info},
     work::lock,
 };
 
@@ -37,7 +36,7 @@ pub async fn status(app: &App, id: &str, verbose: bool) -> Result<ContainerStatu
     if matches!(container.state(), ContainerState::Creating | ContainerState::Failed(_)) {
         return Err(StatusError::Find(FindError::Missing { what: "container", id: id.to_owned() }));
     }
-    let info = if verbose { info(app, &container).await } else { BTreeMap::new() };
+    let info = if verbose { self::verbose(app, &container).await } else { Info::new() };
     Ok(ContainerStatusResponse { status: Some(message(&container)), info })
 }
 
@@ -97,17 +96,23 @@ pub fn message(container: &Container) -> cri::ContainerStatus {
     }
 }
 
-async fn info(app: &App, container: &Container) -> BTreeMap<String, String> {
+async fn verbose(app: &App, container: &Container) -> Info {
     let pid = container.running().map_or(0, |running| running.pid);
     // After a reboot there is no bundle any more.
     let spec = tokio::fs::read(container.bundle(&app.config.state).join("config.json")).await.unwrap_or_default();
     let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
-    let info = serde_json::json!({
+    let handler = app.handlers.get(&container.sandbox.handler);
+    info::one(&serde_json::json!({
         "sandboxID": container.sandbox.id.as_str(),
         "pid": pid,
+        // A removal answers when it is done.
         "removing": false,
         "processStatus": container.state().word(),
+        "snapshotKey": container.id.as_str(),
+        "snapshotter": "overlayfs",
+        "runtimeType": handler.map(info::runtime_type),
+        "runtimeOptions": handler.map(info::runtime_options),
+        "config": info::message("ContainerConfig", &container.config),
         "runtimeSpec": spec,
-    });
-    BTreeMap::from([("info".to_owned(), info.to_string())])
+    }))
 }

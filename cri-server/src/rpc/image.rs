@@ -19,6 +19,7 @@ use crate::{
     app::App,
     error::{Classify, Kind},
     image::{self, Credentials, ImageUser, PullError, PullRequest},
+    info,
     stats,
 };
 
@@ -112,8 +113,7 @@ impl ImageService for Images {
         let found = self.app.images.resolve(&name);
         let mut response = ImageStatusResponse { image: found.as_deref().map(message), ..Default::default() };
         if let Some(image) = found.filter(|_| request.verbose) {
-            let config: serde_json::Value = serde_json::from_str(image.config_text()).unwrap_or_default();
-            response.info.insert("info".to_owned(), serde_json::json!({ "imageSpec": config }).to_string());
+            response.info = info::image(&image);
         }
         read("ImageStatus", Ok::<_, Infallible>(response))
     }
