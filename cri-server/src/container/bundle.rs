@@ -298,7 +298,9 @@ impl Work {
         let text = serde_json::to_vec(&spec).map_err(BundleError::Encode)?;
         let path = self.bundle.join("config.json");
         fs::write(&path, text).map_err(at("write", &path))?;
-        Ok(User { uid: user.uid, gid: user.gid, groups: user.groups })
+        // Those of devices are among them.
+        let groups = spec.process().as_ref().and_then(|process| process.user().additional_gids().clone());
+        Ok(User { uid: user.uid, gid: user.gid, groups: groups.unwrap_or_default() })
     }
 
     fn check_user(&self, user: &ResolvedUser) -> Result<(), BundleError> {

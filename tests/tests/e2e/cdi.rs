@@ -104,6 +104,8 @@ fn a_device_does_what_its_spec_says_with_every_handler() {
             );
             // What is in the environment is in an exec's too.
             assert_eq!(node.sh(&id, "echo $ALL $ONE $TWO").await?, "yes 1 2");
+            let user = node.cri().container(&id).await?.user.and_then(|user| user.linux).context("a user")?;
+            assert_eq!(user.supplemental_groups, [0, 44, 45], "handler {handler:?}");
             let state: Value = serde_json::from_str(&fs::read_to_string(volume.join("created"))?)?;
             assert_eq!(state["id"], id.as_str(), "a hook is told of the container: {state}");
             assert!(!volume.join("stopped").exists());

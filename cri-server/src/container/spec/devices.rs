@@ -92,8 +92,9 @@ fn named(input: &Input<'_>) -> Result<Vec<Node>, SpecError> {
 
 fn of_vendor(node: &DeviceNode, input: &Input<'_>) -> Node {
     let mut value = json!({ "path": node.path, "type": node.kind });
-    if let (Some(major), Some(minor)) = (node.major, node.minor.or(Some(0))) {
-        (value["major"], value["minor"]) = (major.into(), minor.into());
+    if let Some(major) = node.major {
+        value["major"] = major.into();
+        value["minor"] = node.minor.unwrap_or_default().into();
     }
     if let Some(mode) = node.file_mode {
         value["fileMode"] = mode.into();
