@@ -24,7 +24,7 @@ use vaina_sys::cgroup::{Group, Hierarchies};
 use crate::{
     error::{Result, ShimError, Step as _},
     family,
-    io::stdio::{self, ConsoleSocket, Input, Pumps, Triple},
+    io::stdio::{self, ConsoleSocket, Input, Owner, Pumps, Triple},
     mount::BundleMount,
     process::{Phase, Process, Stdio},
     reaper::{Child, Exit, Reaper, now},
@@ -49,6 +49,8 @@ pub(crate) struct Create {
     pub(crate) stdio: Stdio,
     /// What becomes of its streams.
     pub(crate) streams: Streams,
+    /// Who owns the streams of its processes.
+    pub(crate) owner: Owner,
     pub(crate) runtime: Runtime,
 }
 
@@ -67,6 +69,7 @@ pub(crate) struct Container {
     pub(crate) created_at: i64,
     pub(crate) init: Arc<Process>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
+    owner: Owner,
     runtime: Runtime,
     reaper: Reaper,
     group: Option<Group>,
@@ -105,9 +108,9 @@ impl Container {
         let (streams, pumps) = match (&console, &create.streams) {
             (Some(_), _) => (nothing(), Pumps::default()),
             (None, Streams::Kept { log, input }) => {
-                stdio::kept(log.as_deref(), *input).step(|| format!("open the streams with log {log:?}"))?
+                stdio::kept(log.as_deref(), *input, create.owner).step(|| format!("open the streams with log {log:?}"))?
             }
-            (None, Streams::Passed) => (passed(&create.stdio)?, Pumps::default()),
+            (None, Streams::Passed) => (passed(&create.stdio, create.owner)?, Pumps::default()),
         };
         let init = Arc::new(Process::new(create.stdio.clone()));
         init.set_pumps(pumps);
@@ -149,6 +152,7 @@ impl Container {
             created_at: now(),
             init,
             execs: Mutex::default(),
+            owner: create.owner,
             runtime: create.runtime,
             reaper: reaper.clone(),
             change: tokio::sync::Mutex::default(),
@@ -318,7 +322,7 @@ impl Container {
         let names = &exec.process.stdio;
         // Short: a socket's path has a limit, and an exec's id has none.
         let console = console_for(names.terminal, &self.bundle, &format!("e{:x}.sock", now() & 0xffff_ffff))?;
-        let streams = if console.is_some() { nothing() } else { passed(names)? };
+        let streams = if console.is_some() { nothing() } else { passed(names, self.owner)? };
         let keep = self.reaper.keep_unknown();
         let made = self
             .runtime
@@ -415,8 +419,9 @@ impl Container {
         }
     }
 
-    /// Sends a signal (0 for none) and arms the clock at whose end everything is killed. A further call can only shorten it.
-    pub(crate) fn stop(self: &Arc<Self>, signal: i32, grace: Duration) -> Result<()> {
+    /// Sends a signal (0 for none) and arms the clock at whose end everything is killed. A further call can only shorten it,
+    /// unless it begins `anew`.
+    pub(crate) fn stop(self: &Arc<Self>, signal: i32, grace: Duration, anew: bool) -> Result<()> {
         let Some(pid) = self.init.phase().live_pid() else { return Ok(()) };
         if grace.is_zero() {
             self.stop_clock();
@@ -428,7 +433,7 @@ impl Container {
         }
         let deadline = Instant::now() + grace;
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        if clock.as_ref().is_some_and(|clock| clock.deadline <= deadline) {
+        if !anew && clock.as_ref().is_some_and(|clock| clock.deadline <= deadline) {
             return Ok(());
         }
         let this = Arc::clone(self);
@@ -536,8 +541,8 @@ fn nothing() -> Triple {
     Triple { stdin: Stdio::null(), stdout: Stdio::null(), stderr: Stdio::null() }
 }
 
-fn passed(names: &Stdio) -> Result<Triple> {
-    stdio::passed(&names.stdin, &names.stdout, &names.stderr).step(|| format!("open streams {names:?}"))
+fn passed(names: &Stdio, owner: Owner) -> Result<Triple> {
+    stdio::passed(&names.stdin, &names.stdout, &names.stderr, owner).step(|| format!("open streams {names:?}"))
 }
 
 fn console_for(terminal: bool, bundle: &Path, name: &str) -> Result<Option<ConsoleSocket>> {

@@ -152,7 +152,7 @@ impl Pod {
         let all = self.all();
         for container in &all {
             // With no grace it only sends signals, which can't be refused.
-            let _ = container.stop(0, Duration::ZERO);
+            let _ = container.stop(0, Duration::ZERO, false);
         }
         for container in &all {
             container.init.wait().await;

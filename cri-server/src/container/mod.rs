@@ -64,7 +64,7 @@ pub(crate) use self::{
     exec_process::{DRAIN_LIMIT, ExecProcess, Fifo, process_spec, unique_name},
     remove::remove_known,
     status::messages,
-    stop::{settle, stop_known},
+    stop::{StopCallers, settle, stop_known},
 };
 use crate::{
     error::{Classify, Kind},
@@ -231,6 +231,8 @@ pub struct Container {
 }
 
 /// The part of a container's record that changes.
+    /// Clients that wait for it to stop.
+    pub(crate) stop_callers: StopCallers,
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Kept {
     /// Where it stands; [`None`] without a record.
@@ -301,6 +303,7 @@ impl Container {
     pub(crate) fn unreadable(id: ContainerId, sandbox: Arc<Sandbox>, reason: &str) -> Self {
         let image = ContainerImage { id: ImageId::new("unknown"), name: "unknown".into(), reference: "unknown".into() };
         // Clients refuse a status without a name, and then can't remove it.
+            stop_callers: StopCallers::default(),
         let metadata = ContainerMetadata { name: format!("unknown-{id}"), attempt: 0 };
         let config = ContainerConfig { metadata: Some(metadata), ..ContainerConfig::default() };
         let origin =

@@ -316,7 +316,7 @@ impl<'a> Walk<'a> {
 
     async fn remove_process(&self) -> Result<(), StepError> {
         let Some(shim) = &self.shim else { return Ok(()) };
-        match shim.stop(&self.container.id, 0, Duration::ZERO).await {
+        match shim.stop(&self.container.id, 0, Duration::ZERO, false).await {
             Ok(()) => {}
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => return Ok(()),
             Err(source) => return Err(StepError::Shim { step: "kill the container", source }),

@@ -1,10 +1,17 @@
 //! `StopContainer`: the stop signal, a grace period, then everything is killed.
 //!
-//! The clock runs in the shim, so a daemon that dies meanwhile changes nothing, and a second call with a shorter grace
-//! shortens it. Nothing is locked while the process has its grace. Idempotent, and no error for a container that is not
-//! there (`api.proto`, StopContainer).
+//! The clock runs in the shim, so a daemon that dies meanwhile changes nothing. While a client waits for it, another can only
+//! shorten it. A call that finds nobody waiting (the kubelet or this daemon was restarted) begins anew, with the signal and
+//! its full grace; if nobody calls again, the old clock stands. Nothing is locked while the process has its grace.
+//! Idempotent, and no error for a container that is not there (`api.proto`, StopContainer).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::ContainerEventType;
@@ -63,16 +70,46 @@ pub async fn stop(app: &Arc<App>, id: &str, grace_seconds: i64) -> Result<(), St
         Err(error @ FindError::Ambiguous { .. }) => return Err(StopError::Find(error)),
     };
     let grace = u64::try_from(grace_seconds).unwrap_or(0);
+    // Until the client leaves, which drops this call but not the change.
+    let caller = container.stop_callers.enter();
+    let anew = caller.is_first;
     let app = Arc::clone(app);
-    app.changes.clone().run(async move { stop_known(&app, &container, grace).await }).await
+    let stopping = Arc::clone(&container);
+    app.changes.clone().run(async move { run(&app, &stopping, grace, anew).await }).await
 }
 
-/// Stops a container that is there.
+/// Stops a container that is there, for a caller that can't leave.
 pub(crate) async fn stop_known(
     app: &Arc<App>,
     container: &Arc<Container>,
     grace_seconds: u64,
 ) -> Result<(), StopError> {
+    run(app, container, grace_seconds, false).await
+}
+
+/// How many clients wait for a container to stop.
+#[derive(Debug, Default)]
+pub(crate) struct StopCallers(AtomicUsize);
+
+/// One of them, while it waits.
+struct StopCaller<'a> {
+    callers: &'a StopCallers,
+    is_first: bool,
+}
+
+impl StopCallers {
+    fn enter(&self) -> StopCaller<'_> {
+        StopCaller { callers: self, is_first: self.0.fetch_add(1, Ordering::AcqRel) == 0 }
+    }
+}
+
+impl Drop for StopCaller<'_> {
+    fn drop(&mut self) {
+        self.callers.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+async fn run(app: &Arc<App>, container: &Arc<Container>, grace_seconds: u64, anew: bool) -> Result<(), StopError> {
     if matches!(container.state(), ContainerState::Creating | ContainerState::Starting) {
         // Both are short; what they end in is what is stopped.
         drop(container.gate.lock().instrument(info_span!("gate")).await);
@@ -83,9 +120,9 @@ pub(crate) async fn stop_known(
     }
     let grace = Duration::from_secs(grace_seconds.min(u64::from(u32::MAX)));
     if let Some(shim) = container.sandbox.shim() {
-        // Without grace it is killed at once, and hears no signal.
-        let signal = if grace.is_zero() { 0 } else { container.stop_signal };
-        match shim.stop(&container.id, signal, grace).instrument(info_span!("signal")).await {
+        // Without grace it is killed at once, and hears no signal; and it hears it once while somebody waits.
+        let signal = if grace.is_zero() || !anew { 0 } else { container.stop_signal };
+        match shim.stop(&container.id, signal, grace, anew).instrument(info_span!("signal")).await {
             Ok(()) => {}
             // It ended meanwhile, and its end is on the way.
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::FailedPrecondition) => {}

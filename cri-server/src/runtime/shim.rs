@@ -52,6 +52,8 @@ pub struct CreateTask<'a> {
     pub rootfs: Vec<snapshot::Mount>,
     /// What else is mounted in the bundle before the OCI runtime reads it, and where below it.
     pub volumes: Vec<(PathBuf, snapshot::Mount)>,
+    /// User and group that own its streams.
+    pub owner: (u32, u32),
     /// It has a terminal.
     pub terminal: bool,
     /// CRI log file.
@@ -219,6 +221,8 @@ impl Shim {
             log_path: task.log_path.as_deref().map(text).unwrap_or_default(),
             stdin: task.stdin,
             stdin_once: task.stdin_once,
+            io_uid: task.owner.0,
+            io_gid: task.owner.1,
             volumes: task
                 .volumes
                 .iter()
@@ -278,12 +282,14 @@ impl Shim {
         call("WaitExit", 0, self.pods.wait_exit(no_limit(), &request)).await
     }
 
-    /// Sends a signal (0 for none) and arms the stop clock; everything is killed when it runs out.
-    pub async fn stop(&self, id: &ContainerId, signal: i32, grace: Duration) -> Result<(), RuntimeError> {
+    /// Sends a signal (0 for none) and arms the stop clock; everything is killed when it runs out. A clock that runs is only
+    /// shortened, unless this stop begins `anew`.
+    pub async fn stop(&self, id: &ContainerId, signal: i32, grace: Duration, anew: bool) -> Result<(), RuntimeError> {
         let request = StopRequest {
             id: id.to_string(),
             signal: u32::try_from(signal).unwrap_or_default(),
             grace: i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX),
+            anew,
             ..Default::default()
         };
         call("Stop", SHORT, self.pods.stop(limit(SHORT), &request)).await.map(drop)

@@ -53,7 +53,7 @@ impl PodService for Service {
             .map_err(|_| ShimError::Invalid(format!("signal {} is not valid", request.signal)))?;
         // A negative time is none.
         let grace = Duration::from_nanos(u64::try_from(request.grace).unwrap_or(0));
-        container.stop(signal, grace)?;
+        container.stop(signal, grace, request.anew)?;
         Ok(StopResponse::default())
     }
 

@@ -8,8 +8,8 @@ use tonic::Code;
 use vaina_proto::cri::{ContainerState, NamespaceMode, Signal};
 use vaina_tests::{
     build::{Container, Pod},
-    images::{self, archive},
-    node::{IMAGE, Node, e2e, log_text},
+    images,
+    node::{IMAGE, Node, e2e, e2e_cri, log_text},
     wait,
 };
 
@@ -47,7 +47,7 @@ fn processes_with(node: &Node, word: &str) -> Result<Vec<String>> {
 
 #[test]
 fn the_main_process_is_asked_and_ends_as_it_likes() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("asked");
         let sandbox = node.run_pod(&pod).await?;
         for (name, then, code, reason) in [
@@ -77,7 +77,7 @@ fn the_main_process_is_asked_and_ends_as_it_likes() {
 
 #[test]
 fn only_the_main_process_is_asked() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for mode in [NamespaceMode::Container, NamespaceMode::Pod, NamespaceMode::Node] {
             let pod = node.pod(&format!("only-{}", i32::from(mode))).pid(mode);
             let sandbox = node.run_pod(&pod).await?;
@@ -101,13 +101,11 @@ fn only_the_main_process_is_asked() {
 
 #[test]
 fn the_stop_signal_is_the_containers_or_the_images() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let probe = images::probe_beside_this_program()?;
         for (tag, signal) in [("name", "SIGUSR1"), ("number", "12"), ("realtime", "SIGRTMIN+3")] {
             let image = images::base(&probe)?.config("StopSignal", json!(signal)).build()?;
-            let path = node.directory().join(format!("{tag}.tar"));
-            archive::oci_archive(&path, &[(&format!("vaina.test/stop:{tag}"), archive::Tagged::Image(&image))])?;
-            node.import(&path)?;
+            node.give(&format!("vaina.test/stop:{tag}"), &image).await?;
         }
         let pod = node.pod("signals");
         let sandbox = node.run_pod(&pod).await?;
@@ -135,7 +133,7 @@ fn the_stop_signal_is_the_containers_or_the_images() {
             assert_eq!(end(node, &id).await?.0, code, "{name}");
             if name == "image-by-name" {
                 // For the next one but two.
-                node.import(&node.directory().join("name.tar"))?;
+                node.give(image, &images::base(&probe)?.config("StopSignal", json!("SIGUSR1")).build()?).await?;
             }
         }
         node.remove_pod(&sandbox).await?;
@@ -145,7 +143,7 @@ fn the_stop_signal_is_the_containers_or_the_images() {
 
 #[test]
 fn who_outlives_the_grace_period_is_killed() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for mode in [NamespaceMode::Container, NamespaceMode::Pod, NamespaceMode::Node] {
             let pod = node.pod(&format!("deaf-{}", i32::from(mode))).pid(mode);
             let sandbox = node.run_pod(&pod).await?;
@@ -179,7 +177,7 @@ fn who_outlives_the_grace_period_is_killed() {
 
 #[test]
 fn without_grace_nobody_is_asked() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("at-once");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).command(&["/bin/probe", "signals"])).await?;
@@ -194,7 +192,7 @@ fn without_grace_nobody_is_asked() {
 
 #[test]
 fn a_client_that_leaves_does_not_end_the_grace_period() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("leaves");
         let gate = node.volume("gate")?;
         let sandbox = node.run_pod(&pod).await?;
@@ -232,7 +230,7 @@ const LITTER: &str = "for number in 1 2 3; do \
 
 #[test]
 fn nothing_survives_the_main_process() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for mode in [NamespaceMode::Container, NamespaceMode::Pod, NamespaceMode::Node] {
             let pod = node.pod(&format!("all-{}", i32::from(mode))).pid(mode);
             let sandbox = node.run_pod(&pod).await?;
@@ -319,7 +317,7 @@ fn the_clock_runs_on_when_the_daemon_is_killed() {
 
 #[test]
 fn calls_at_the_same_time_stop_a_container_once() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("together");
         let sandbox = node.run_pod(&pod).await?;
         let id = ready(node, &sandbox, &pod, &Container::new("c", IMAGE).sh(&obeys("TERM", "exit 7"))).await?;
@@ -332,6 +330,68 @@ fn calls_at_the_same_time_stop_a_container_once() {
         // Some remove what others stop: whoever comes later finds it done.
         futures::future::try_join_all(calls).await?;
         failed(node.cri().container(&id).await);
+        node.remove_pod(&sandbox).await?;
+        Ok(())
+    });
+}
+
+/// Notes each request to end, and that it lives on.
+const STUBBORN: &str = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; echo tick; done";
+
+fn count(text: &str, word: &str) -> usize {
+    text.lines().filter(|line| *line == word).count()
+}
+
+#[test]
+fn while_a_client_waits_another_can_only_shorten_the_grace_period() {
+    e2e(async |node| {
+        let pod = node.pod("shorter");
+        let sandbox = node.run_pod(&pod).await?;
+        let longer = ready(node, &sandbox, &pod, &Container::new("longer", IMAGE).sh(STUBBORN)).await?;
+        let shorter = ready(node, &sandbox, &pod, &Container::new("shorter", IMAGE).sh(STUBBORN)).await?;
+        for (id, first, second) in [(&longer, 2, LONG), (&shorter, LONG, 1)] {
+            let cri = node.cri();
+            let begun = async { cri.stop_container(id, first).await };
+            let further = async {
+                node.wait_log(id, "asked").await?;
+                cri.stop_container(id, second).await.map_err(anyhow::Error::from)
+            };
+            let (begun, further) = tokio::join!(begun, further);
+            begun?;
+            further?;
+            let (code, _, text) = end(node, id).await?;
+            assert_eq!((code, count(&text, "asked")), (137, 1), "{text}");
+        }
+        node.remove_pod(&sandbox).await?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_call_that_finds_nobody_waiting_begins_anew() {
+    e2e(async |node| {
+        let pod = node.pod("anew");
+        let sandbox = node.run_pod(&pod).await?;
+        let id = ready(node, &sandbox, &pod, &Container::new("c", IMAGE).sh(STUBBORN)).await?;
+        let (grace, ticks) = (3, 35);
+        let left = node.cri().stop_container_impatiently(&id, grace, Duration::from_millis(200)).await;
+        failed(left);
+        node.wait_log(&id, "asked").await?;
+        // As after a restart of the kubelet: the whole grace period again, however little was left of the first.
+        let cri = node.cri();
+        let again = tokio::spawn({
+            let (cri, id) = (cri.clone(), id.clone());
+            async move { cri.stop_container(&id, LONG).await }
+        });
+        wait::until("it is asked again and outlives the first clock", async || {
+            let text = log_text(&node.log(&node.cri().container(&id).await?)?)?;
+            let after = text.rsplit("asked\n").next().unwrap_or_default();
+            Ok((count(&text, "asked") == 2 && count(after, "tick") > ticks).then_some(()))
+        })
+        .await?;
+        assert_eq!(node.cri().container(&id).await?.state(), ContainerState::ContainerRunning);
+        node.cri().stop_container(&id, 0).await?;
+        again.await??;
         node.remove_pod(&sandbox).await?;
         Ok(())
     });
