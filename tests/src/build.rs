@@ -62,9 +62,10 @@ impl Pod {
         self.config.linux.get_or_insert_default()
     }
 
-    /// Shares the node's network namespace.
+    /// Shares the node's network namespace, and has no hostname of its own.
     pub fn host_network(mut self) -> Self {
         self.options().network = NamespaceMode::Node.into();
+        self.config.hostname.clear();
         self
     }
 

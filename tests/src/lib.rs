@@ -9,6 +9,8 @@
 pub mod bench;
 pub mod build;
 pub mod client;
+pub mod conformance;
+pub mod containerd;
 pub mod crictl;
 pub mod disturb;
 pub mod ground;
@@ -17,6 +19,7 @@ pub mod http;
 pub mod images;
 pub mod leak;
 pub mod node;
+pub mod peer;
 pub mod profile;
 pub mod registry;
 pub mod require;

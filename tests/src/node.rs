@@ -33,8 +33,9 @@ use crate::{
     build::{Container, Pod},
     client::Cri,
     ground::{self, Ground},
-    images::{self, Flavour, archive, layer::Compression},
+    images::{self, Built, Flavour, archive, layer::Compression},
     leak::{self, Scope, Snapshot},
+    peer::{self, Peer},
     require::{self, Programs},
     running::{Ended, Running},
     wait,
@@ -52,6 +53,9 @@ pub const LOGS: &str = "/var/log/pods";
 /// How long the daemon may take to serve, and to end.
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a test may take with a peer: some wait for what a peer never does.
+const PEER_LIMIT: Duration = Duration::from_secs(60);
+
 /// How long what was removed may take to be gone: the kernel takes links away some time after their namespace.
 const LEAK_LIMIT: Duration = Duration::from_secs(15);
 
@@ -64,6 +68,8 @@ pub struct Options {
     pub without_daemon: bool,
     /// Environment of the node's programs, beside the test's own.
     pub environment: Vec<(String, String)>,
+    /// The test knows nothing but the CRI, so another runtime may serve it.
+    pub cri_only: bool,
 }
 
 /// Runs a test on a fresh node and ends it with the leak check.
@@ -75,6 +81,18 @@ where
     F: AsyncFnOnce(&mut Node) -> Result<()> + Send + 'static,
 {
     e2e_with(Options::default(), test);
+}
+
+/// As [`e2e`], for a test that knows nothing but the CRI, its socket and what is in the kernel: no command, file, log line or
+/// name of ours. So it can be run against a containerd too (`make e2e ENDPOINT=containerd-runc`), which tests the test.
+///
+/// # Panics
+/// As [`e2e`].
+pub fn e2e_cri<F>(test: F)
+where
+    F: AsyncFnOnce(&mut Node) -> Result<()> + Send + 'static,
+{
+    e2e_with(Options { cri_only: true, ..Options::default() }, test);
 }
 
 /// As [`e2e`], with a node that differs from the defaults.
@@ -94,7 +112,10 @@ where
             if !node.options.without_daemon {
                 node.boot().await?;
             }
-            let result = AssertUnwindSafe(test(&mut node)).catch_unwind().await;
+            // A peer may never answer what ours does; of ours that is for each wait to say.
+            let limit = if node.peer.is_some() { PEER_LIMIT } else { Duration::MAX };
+            let test = tokio::time::timeout(limit, AssertUnwindSafe(test(&mut node)).catch_unwind());
+            let result = test.await.unwrap_or_else(|_| Ok(Err(anyhow::anyhow!("the test took more than {limit:?}"))));
             node.finish(result).await
         })
     };
@@ -115,6 +136,8 @@ pub struct Node {
     /// The programs under test.
     pub programs: Programs,
     daemon: Option<Child>,
+    /// What serves in the place of ours.
+    peer: Option<Peer>,
     cri: Option<Cri>,
     allowed: Vec<String>,
     sandboxes: Vec<String>,
@@ -126,6 +149,8 @@ impl Node {
     /// Moves the calling thread to a node without a daemon. For good: the thread must be the test's own.
     pub fn isolate(options: Options) -> Result<Self> {
         require::root()?;
+        let wanted = peer::wanted()?;
+        ensure!(wanted.is_none() || options.cri_only, "this test is of Vaina, and {} names another", peer::ENDPOINT);
         let programs = require::programs()?;
         require::tool("ip", "iproute2")?;
         require::tool("nft", "nftables")?;
@@ -151,12 +176,15 @@ impl Node {
         }
         run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
 
+        let prepare = |runtime| Peer::prepare(runtime, directory.path(), Path::new(SOCKET), IMAGE);
+        let peer = wanted.map(prepare).transpose()?;
         let node = Self {
             name,
             directory,
             options,
             programs,
             daemon: None,
+            peer,
             cri: None,
             allowed: Vec::new(),
             sandboxes: Vec::new(),
@@ -172,7 +200,17 @@ impl Node {
     /// Starts the daemon, gives it [`IMAGE`], and remembers what is there now.
     pub async fn boot(&mut self) -> Result<()> {
         self.start_daemon().await?;
-        self.import(base_archive()?)?;
+        if self.peer.is_some() {
+            self.cri().pull(IMAGE).await.context("pull the base image")?;
+            // The first pod brings what stays: the bridge, the chains of the network plugins, directories.
+            let pod = self.pod("first").port(1, 1);
+            let sandbox = self.run_pod(&pod).await.context("run the first pod")?;
+            self.run_to_exit(&sandbox, &pod, &Container::new("first", IMAGE).command(&["/bin/true"])).await?;
+            self.remove_pod(&sandbox).await.context("remove the first pod")?;
+            remove_cgroup_parents(&self.name);
+        } else {
+            self.import(base_archive()?)?;
+        }
         self.remember()
     }
 
@@ -312,20 +350,29 @@ impl Node {
     pub async fn start_daemon(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "the daemon runs already");
         let log = File::options().create(true).append(true).open(self.log_path()).context("open the daemon's log")?;
-        let mut command = self.vaina(&["serve"]);
+        let mut command = match &self.peer {
+            Some(peer) => peer.command(),
+            None => self.vaina(&["serve"]),
+        };
         if self.options.config.is_some() {
             command.arg("--config").arg(self.config_path());
         }
-        let child = command.stdout(log.try_clone()?).stderr(log).spawn().context("start vaina serve")?;
+        command.env(ENVIRONMENT, &self.name);
+        let child = command.stdout(log.try_clone()?).stderr(log).spawn().context("start the daemon")?;
         self.daemon = Some(child);
         let cri = wait::within("the daemon serves", DAEMON_LIMIT, &mut async || {
             if let Some(child) = &mut self.daemon
                 && let Some(status) = child.try_wait()?
             {
-                bail!("vaina serve ended at once: {status}\n{}", tail(&self.daemon_log()));
+                bail!("the daemon ended at once: {status}\n{}", tail(&self.daemon_log()));
             }
             let Ok(cri) = Cri::connect(Path::new(SOCKET)).await else { return Ok(None) };
-            Ok(cri.version(cri::VersionRequest::default()).await.is_ok().then_some(cri))
+            let Ok(status) = cri.status(cri::StatusRequest::default()).await else { return Ok(None) };
+            // The network of a peer is ready some time after its socket; further conditions of it don't matter.
+            let conditions = status.status.map(|status| status.conditions).unwrap_or_default();
+            let is_needed = |name: &str| ["RuntimeReady", "NetworkReady"].contains(&name);
+            let is_ready = conditions.iter().all(|condition| condition.status || !is_needed(&condition.r#type));
+            Ok((self.peer.is_none() || is_ready).then_some(cri))
         })
         .await?;
         self.cri = Some(cri);
@@ -374,6 +421,17 @@ impl Node {
         run(&mut self.vaina(&["image", "import", "--name", name, &base_archive()?.to_string_lossy()])).map(drop)
     }
 
+    /// Gives the runtime an image under a name: the CRI has no import, so a peer pulls it.
+    pub async fn give(&self, name: &str, image: &Built) -> Result<()> {
+        if let Some(peer) = &self.peer {
+            peer.serve(name, image)?;
+            return self.cri().pull(name).await.map(drop).with_context(|| format!("pull {name}"));
+        }
+        let path = self.directory.path().join("given.tar");
+        archive::oci_archive(&path, &[(name, archive::Tagged::Image(image))])?;
+        self.import(&path).map(drop)
+    }
+
     /// `vaina image import`.
     pub fn import(&self, archive: &Path) -> Result<String> {
         let output = self.vaina(&["image", "import"]).arg(archive).output().context("run vaina image import")?;
@@ -408,9 +466,21 @@ impl Node {
 
     /// CreateContainer.
     pub async fn create(&self, sandbox: &str, pod: &Pod, container: &Container) -> Result<String, Status> {
+        if self.peer.is_some() {
+            // As a kubelet does; ours makes it itself.
+            let log = Path::new(&pod.config.log_directory).join(&container.config.log_path);
+            fs::create_dir_all(log.parent().unwrap_or(&log)).map_err(|error| Status::internal(error.to_string()))?;
+        }
+        // A kubelet says them again with each container, and what it does not say is not the pod's but the first value.
+        let mut config = container.config.clone();
+        let linux = pod.config.linux.as_ref();
+        if let Some(of_pod) = linux.and_then(|linux| linux.security_context.as_ref()?.namespace_options.clone()) {
+            let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            security.namespace_options.get_or_insert(of_pod);
+        }
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: sandbox.to_owned(),
-            config: Some(container.config.clone()),
+            config: Some(config),
             sandbox_config: Some(pod.config.clone()),
         };
         self.cri().create_container(request).await.map(|response| response.container_id)
@@ -506,15 +576,18 @@ impl Node {
     /// Where this node's things are.
     pub fn scope(&self) -> Scope {
         let root = PathBuf::from("/var/lib/vaina");
-        let ignored = ["images", "state.db", "state.db-wal", "state.db-shm", "state.db-reserve"];
-        Scope {
+        let scope = Scope {
             cgroup_marks: [&self.name].into_iter().chain(&self.sandboxes).cloned().collect(),
             environment_mark: format!("{ENVIRONMENT}={}", self.name),
             whole_namespace: true,
-            directories: vec![PathBuf::from("/run"), PathBuf::from(LOGS), root.clone()],
-            ignored: ignored.iter().map(|name| root.join(name)).collect(),
+            directories: vec![PathBuf::from("/run"), PathBuf::from(LOGS), root],
+            ignored: leak::kept(),
             stores: vec![self.images()],
             daemon: self.daemon.as_ref().map(Child::id),
+        };
+        match &self.peer {
+            Some(peer) => peer.scope(scope, Path::new(LOGS)),
+            None => scope,
         }
     }
 
@@ -567,7 +640,8 @@ impl Node {
         if outcome.is_ok() && self.daemon.is_some() {
             outcome = self.terminate_daemon();
         }
-        if outcome.is_ok() {
+        // What a peer logs is its own affair.
+        if outcome.is_ok() && self.peer.is_none() {
             let lines = self.unexpected_lines();
             if !lines.is_empty() {
                 outcome =

@@ -311,7 +311,16 @@ impl Shared {
             _ => {}
         }
         let mut reader = BufReader::new(stream.try_clone()?);
-        while let Some(head) = read_head(&mut reader)? {
+        loop {
+            let head = match read_head(&mut reader) {
+                Ok(Some(head)) => head,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    // So says a real one to who begins a TLS session, and that one then knows what to do.
+                    stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")?;
+                    return Err(error);
+                }
+            };
             lock(&self.requests).push(format!("{} {}", head.method, head.path));
             let path = head.path.split('?').next().unwrap_or_default();
             if path == "/token" {
@@ -360,7 +369,6 @@ impl Shared {
                 }
             }
         }
-        Ok(())
     }
 
     fn token(&self, head: &Head, stream: &mut TcpStream) -> Result<()> {

@@ -14,13 +14,10 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{node::run, require, wait};
-
-/// The pause image that containerd asks for.
-pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
-
-/// Source of the program between containerd and Debian's crun.
-const CRUN: &str = include_str!("crun.c");
+use crate::{
+    containerd::{Launch, Layout, OciRuntime},
+    require, wait,
+};
 
 /// How long a daemon may take to end.
 const END_LIMIT: Duration = Duration::from_secs(60);
@@ -40,8 +37,8 @@ impl Daemon {
     pub fn known(name: &str, ground: &Path, registry: &str) -> Result<(Self, PathBuf)> {
         match name {
             "vaina" => Self::vaina(ground),
-            "containerd-runc" => Self::containerd(name, "runc", 89, ground, registry),
-            "containerd-crun" => Self::containerd(name, "crun", 90, ground, registry),
+            "containerd-runc" => Self::containerd(name, 89, ground, registry),
+            "containerd-crun" => Self::containerd(name, 90, ground, registry),
             _ => bail!("no daemon {name:?}: vaina, containerd-runc, containerd-crun, or --endpoint NAME=SOCKET"),
         }
     }
@@ -64,73 +61,24 @@ impl Daemon {
         Ok((daemon, "/run/vaina/vaina.sock".into()))
     }
 
-    /// containerd with an OCI runtime, with its defaults but for directories, the machine's missing right to lower OOM
-    /// scores, and the bridge network of the usual plugins.
-    fn containerd(name: &str, runtime: &str, net: u8, ground: &Path, registry: &str) -> Result<(Self, PathBuf)> {
-        let tools = require::containerd()?;
-        let plugins = require::network_plugins()?;
+    fn containerd(name: &str, net: u8, ground: &Path, registry: &str) -> Result<(Self, PathBuf)> {
+        let runtime = OciRuntime::of_endpoint(name).with_context(|| format!("{name} has no OCI runtime"))?;
         let home = home(ground, name)?;
-        let mut runtime = require::tool(runtime, runtime)?;
-        if name == "containerd-crun" {
-            require::cgroups_for_crun()?;
-            runtime = crun_of_debian(&runtime, &home)?;
-        }
         let state = PathBuf::from("/run").join(name);
         let socket = state.join("containerd.sock");
-        let (network, registries) = (home.join("net.d"), home.join("certs.d"));
-        for directory in [&network, &registries.join("registry.k8s.io"), &registries.join(registry)] {
-            fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-            fs::write(
-                directory.join("hosts.toml"),
-                format!("[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"),
-            )?;
-        }
-        fs::remove_file(network.join("hosts.toml"))?;
-        fs::write(network.join("10-bench.conflist"), conflist(net, &home))?;
-        let config = home.join("config.toml");
-        let toml = format!(
-            r#"version = 3
-root = {root:?}
-state = {state:?}
-
-[grpc]
-  address = {socket:?}
-
-[plugins."io.containerd.nri.v1.nri"]
-  socket_path = {nri:?}
-
-[plugins."io.containerd.cri.v1.images"]
-  snapshotter = "overlayfs"
-  [plugins."io.containerd.cri.v1.images".pinned_images]
-    sandbox = "{PAUSE}"
-  [plugins."io.containerd.cri.v1.images".registry]
-    config_path = {registries:?}
-
-[plugins."io.containerd.cri.v1.runtime"]
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.cri.v1.runtime".cni]
-    bin_dirs = [{plugins:?}]
-    conf_dir = {network:?}
-  [plugins."io.containerd.cri.v1.runtime".containerd]
-    default_runtime_name = "bench"
-    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.bench]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.bench.options]
-        BinaryName = {runtime:?}
-        SystemdCgroup = false
-"#,
-            root = home.join("root"),
-            nri = state.join("nri.sock"),
-        );
-        fs::write(&config, toml)?;
-        let daemon = Self {
-            program: tools.join("containerd"),
-            arguments: vec!["--config".to_owned(), text(&config)?],
-            path: vec![tools],
-            log: home.join("log"),
-            child: None,
+        let layout = Layout {
+            home: &home,
+            root: &home.join("root"),
+            state: &state,
+            socket: &socket,
+            bridge: &format!("bench{net}"),
+            subnet: &format!("10.{net}.0.0/16"),
+            handlers: &[("bench", runtime)],
+            registry,
+            mirrored: &["registry.k8s.io"],
         };
-        Ok((daemon, socket))
+        let Launch { program, arguments, path } = layout.configure()?;
+        Ok((Self { program, arguments, path, log: home.join("log"), child: None }, socket))
     }
 
     /// Starts it, unless it runs.
@@ -193,47 +141,6 @@ impl Drop for Daemon {
             let _ = child.wait();
         }
     }
-}
-
-/// The bridge network with masquerade and host ports, as it is usual; the same work that ours does.
-fn conflist(net: u8, home: &Path) -> String {
-    let config = serde_json::json!({
-        "cniVersion": "1.0.0",
-        "name": format!("bench{net}"),
-        "plugins": [
-            {
-                "type": "bridge",
-                "bridge": format!("bench{net}"),
-                "isGateway": true,
-                "ipMasq": true,
-                "hairpinMode": true,
-                "ipam": {
-                    "type": "host-local",
-                    "dataDir": home.join("ipam"),
-                    "ranges": [[{ "subnet": format!("10.{net}.0.0/16") }]],
-                    "routes": [{ "dst": "0.0.0.0/0" }],
-                },
-            },
-            { "type": "portmap", "capabilities": { "portMappings": true } },
-        ],
-    });
-    config.to_string()
-}
-
-/// A program that lowers the version in a bundle's config and becomes crun; see its source.
-fn crun_of_debian(crun: &Path, home: &Path) -> Result<PathBuf> {
-    let program = home.join("crun");
-    compile(CRUN, &program, &[&format!("-DCRUN={crun:?}")])?;
-    Ok(program)
-}
-
-/// Compiles a small C program, statically.
-pub fn compile(source: &str, program: &Path, more: &[&str]) -> Result<()> {
-    let file = program.with_extension("c");
-    fs::write(&file, source).with_context(|| format!("write {}", file.display()))?;
-    run(Command::new("cc").args(["-Os", "-static", "-s"]).args(more).arg("-o").arg(program).arg(&file))
-        .with_context(|| format!("compile {} (Debian package build-essential)", file.display()))
-        .map(drop)
 }
 
 fn home(ground: &Path, name: &str) -> Result<PathBuf> {

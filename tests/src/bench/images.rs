@@ -3,19 +3,15 @@
 use std::{fs, net::TcpListener, path::Path};
 
 use anyhow::{Context as _, Result};
-use serde_json::json;
 
-use super::daemon::compile;
 use crate::{
+    containerd::pause_image,
     images::{
         self, Image,
         layer::{Compression, Layer},
     },
     registry::DockerRegistry,
 };
-
-/// Source of the pause program; a static C program as the one that is published.
-const PAUSE: &str = include_str!("pause.c");
 
 /// Layers of the image of the pull rows, busybox's included.
 const LAYERS: usize = 7;
@@ -69,14 +65,7 @@ impl Images {
 
     /// Makes and pushes the pause image, under the name that containerd asks its mirror for.
     pub fn add_pause(&self, ground: &Path) -> Result<()> {
-        let program = ground.join("pause");
-        compile(PAUSE, &program, &[])?;
-        let layer = Layer::new().file("pause", 0o755, &fs::read(&program)?);
-        let image = Image::new()
-            .layer(layer)
-            .config("Entrypoint", json!(["/pause"]))
-            .config("User", json!("65535:65535"))
-            .build()?;
+        let image = pause_image(ground)?;
         self.registry.target.push("pause", "3.10.1", &image).context("push the pause image")
     }
 

@@ -10,7 +10,7 @@ use vaina_proto::cri::{
 };
 use vaina_tests::{
     build::{Container, Pod},
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e_cri},
 };
 
 use crate::{assert_failed, failed};
@@ -28,7 +28,7 @@ async fn prepare(node: &mut Node, name: &str) -> Result<(Pod, String)> {
 
 #[test]
 fn a_container_is_created_runs_and_exits() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "life").await?;
         let volume = node.volume("v")?;
         let config = Container::new("c", IMAGE)
@@ -82,7 +82,7 @@ fn a_container_is_created_runs_and_exits() {
 
 #[test]
 fn exit_codes_and_reasons() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         // One PID namespace, so that the containers' processes are not PID 1 and the default of a signal applies.
         let pod = node.pod("codes").pid(NamespaceMode::Pod);
         let sandbox = node.run_pod(&pod).await?;
@@ -105,7 +105,7 @@ fn exit_codes_and_reasons() {
 
 #[test]
 fn a_command_that_is_missing_is_128_and_says_so() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "missing").await?;
         for (name, command) in [("absolute", "/bin/nonsense"), ("searched", "nonsense")] {
             let config = Container::new(name, IMAGE).command(&[command]);
@@ -132,7 +132,7 @@ fn a_command_that_is_missing_is_128_and_says_so() {
 
 #[test]
 fn what_outgrows_its_memory_limit_is_oom_killed() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "oom").await?;
         let config = Container::new("c", IMAGE).command(&["/bin/probe", "allocate", "200"]).memory_limit(32 << 20);
         let id = node.start(&sandbox, &pod, &config).await?;
@@ -152,7 +152,7 @@ fn what_outgrows_its_memory_limit_is_oom_killed() {
 
 #[test]
 fn unknown_ids_are_done_or_not_found() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let cri = node.cri();
         let id = "fedcba9876543210".repeat(4);
         cri.stop_container(&id, 10).await?;
@@ -168,7 +168,7 @@ fn unknown_ids_are_done_or_not_found() {
 
 #[test]
 fn a_retry_gets_the_same_container_and_another_config_is_refused() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "retry").await?;
         let config = Container::new("c", IMAGE).sh("sleep 1000");
         let id = node.create(&sandbox, &pod, &config).await?;
@@ -185,7 +185,7 @@ fn a_retry_gets_the_same_container_and_another_config_is_refused() {
 
 #[test]
 fn filters_narrow_each_other() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "filters").await?;
         let (other_pod, other_sandbox) = prepare(node, "others").await?;
         let config = |name: &str| Container::new(name, IMAGE).sh("sleep 1000").label("name", name).label("app", "web");
@@ -238,7 +238,7 @@ fn filters_narrow_each_other() {
 
 #[test]
 fn a_running_container_can_be_removed_and_a_created_one_stopped() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "force").await?;
         let running = node.start(&sandbox, &pod, &Container::new("a", IMAGE).sh("trap '' TERM; sleep 1000")).await?;
         node.cri().remove_container(&running[..13]).await?;
@@ -253,7 +253,7 @@ fn a_running_container_can_be_removed_and_a_created_one_stopped() {
 
 #[test]
 fn the_process_is_what_config_and_image_say() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "process").await?;
         for (name, config, expected) in [
             (
@@ -305,7 +305,7 @@ fn the_process_is_what_config_and_image_say() {
 
 #[test]
 fn a_privileged_container_has_all_of_it() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("privileged").privileged();
         let sandbox = node.run_pod(&pod).await?;
         let config = Container::new("c", IMAGE).privileged().sh(
@@ -335,7 +335,7 @@ fn a_privileged_container_has_all_of_it() {
 
 #[test]
 fn mounts_are_writable_or_not_and_made_when_missing() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "mounts").await?;
         let volume = node.volume("v")?;
         fs::write(volume.join("given"), "from the host\n")?;
@@ -360,7 +360,7 @@ fn mounts_are_writable_or_not_and_made_when_missing() {
 
 #[test]
 fn resources_arrive_in_the_cgroup() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "resources").await?;
         let mut config = Container::new("c", IMAGE).sh("sleep 1000").memory_limit(64 << 20);
         config.resources().cpu_shares = 512;
@@ -389,7 +389,7 @@ fn resources_arrive_in_the_cgroup() {
 
 #[test]
 fn verbose_status_carries_pid_and_spec() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "verbose").await?;
         let config = Container::new("c", IMAGE).sh("sleep 1000").stop_signal(Signal::Sigusr1);
         let id = node.start(&sandbox, &pod, &config).await?;
@@ -407,7 +407,7 @@ fn verbose_status_carries_pid_and_spec() {
 
 #[test]
 fn bad_configs_are_refused_and_leave_nothing() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = prepare(node, "bad").await?;
         let mut nameless = Container::new("c", IMAGE);
         nameless.config.metadata = None;

@@ -9,7 +9,7 @@ use vaina_proto::cri::{
 };
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e_cri},
 };
 
 async fn listen(node: &Node) -> Result<Streaming<Event>> {
@@ -32,7 +32,7 @@ use ContainerEventType::{
 
 #[test]
 fn a_pods_life_is_told_in_order_to_everybody() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let mut listeners = [listen(node).await?, listen(node).await?];
         let pod = node.pod("life").label("app", "web");
         let sandbox = node.run_pod(&pod).await?;
@@ -94,7 +94,7 @@ fn a_pods_life_is_told_in_order_to_everybody() {
 
 #[test]
 fn a_failed_start_is_told_as_an_end() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("failed");
         let sandbox = node.run_pod(&pod).await?;
         let mut events = listen(node).await?;
@@ -112,7 +112,7 @@ fn a_failed_start_is_told_as_an_end() {
 /// A status asked for after an event is never older than the event.
 #[test]
 fn what_is_told_has_happened() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("happened");
         let sandbox = node.run_pod(&pod).await?;
         let mut events = listen(node).await?;
@@ -140,7 +140,7 @@ fn what_is_told_has_happened() {
 
 #[test]
 fn who_does_not_listen_is_cut_off_and_keeps_nobody_waiting() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let mut pod = node.pod("slow");
         // One event fills what the connection holds for a client that does not read.
         pod = pod.annotation("large", &"x".repeat(100_000));

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use vaina_proto::cri::{self, ContainerState, NamespaceMode};
 use vaina_tests::{
     build::{Container, Pod},
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e_cri},
     wait,
 };
 
@@ -53,7 +53,7 @@ async fn settled(node: &Node, pod: &Pod, container: &str) -> Result<Vec<String>>
 
 #[test]
 fn streams_are_apart_and_the_exit_code_is_the_commands() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             let pod = node.pod(&format!("codes-{handler}")).handler(handler);
             let sandbox = node.run_pod(&pod).await?;
@@ -87,7 +87,7 @@ fn streams_are_apart_and_the_exit_code_is_the_commands() {
 
 #[test]
 fn a_command_that_is_missing_is_an_error_that_says_so() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             let pod = node.pod(&format!("missing-{handler}")).handler(handler);
             let sandbox = node.run_pod(&pod).await?;
@@ -112,7 +112,7 @@ fn a_command_that_is_missing_is_an_error_that_says_so() {
 
 #[test]
 fn when_the_time_is_up_all_that_the_command_started_is_killed() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             // One PID namespace for the pod: nothing dies only because an init did.
             let pod = node.pod(&format!("late-{handler}")).pid(NamespaceMode::Pod).handler(handler);
@@ -137,7 +137,7 @@ fn when_the_time_is_up_all_that_the_command_started_is_killed() {
 
 #[test]
 fn output_is_kept_up_to_the_cap_and_drained_beyond_it() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("much");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).sh("sleep 1000")).await?;
@@ -164,7 +164,7 @@ fn output_is_kept_up_to_the_cap_and_drained_beyond_it() {
 
 #[test]
 fn where_nothing_runs_a_command_is_refused_at_once() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("still");
         let sandbox = node.run_pod(&pod).await?;
         let created = node.create(&sandbox, &pod, &Container::new("created", IMAGE).sh("sleep 1000")).await?;
@@ -184,7 +184,7 @@ fn where_nothing_runs_a_command_is_refused_at_once() {
 
 #[test]
 fn a_child_that_keeps_the_streams_does_not_hold_the_answer() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             let pod = node.pod(&format!("kept-{handler}")).pid(NamespaceMode::Pod).handler(handler);
             let sandbox = node.run_pod(&pod).await?;
@@ -207,7 +207,7 @@ fn a_child_that_keeps_the_streams_does_not_hold_the_answer() {
 
 #[test]
 fn a_command_is_in_all_that_the_container_is_in() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             let pod = node.pod(&format!("same-{handler}")).handler(handler);
             let sandbox = node.run_pod(&pod).await?;
@@ -253,7 +253,7 @@ fn a_command_is_in_all_that_the_container_is_in() {
 
 #[test]
 fn many_commands_at_once_have_their_own_output_and_code() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("many");
         let sandbox = node.run_pod(&pod).await?;
         let mut ids = Vec::new();
@@ -280,7 +280,7 @@ fn many_commands_at_once_have_their_own_output_and_code() {
 
 #[test]
 fn commands_leave_nothing_behind_in_the_pod() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             let pod = node.pod(&format!("clean-{handler}")).handler(handler);
             let sandbox = node.run_pod(&pod).await?;
@@ -326,7 +326,7 @@ fn descriptors(pid: u32) -> Result<usize> {
 
 #[test]
 fn a_command_ends_with_its_container() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in HANDLERS {
             for mode in [NamespaceMode::Container, NamespaceMode::Pod] {
                 let pod = node.pod(&format!("ends-{handler}-{}", i32::from(mode))).pid(mode).handler(handler);

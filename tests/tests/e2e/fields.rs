@@ -6,7 +6,7 @@ use tonic::Code;
 use vaina_proto::cri::{Capability, ImageFsInfoRequest, ListContainerStatsRequest, RuntimeCondition, StatusRequest};
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e, e2e_cri},
 };
 
 use crate::assert_failed;
@@ -19,7 +19,7 @@ async fn runtime_ready(node: &Node) -> Result<RuntimeCondition> {
 
 #[test]
 fn mount_options_act_and_others_are_refused() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let features = node.cri().status(StatusRequest::default()).await?.features.context("features")?;
         ensure!(features.mount_options && features.supplemental_groups_policy, "{features:?}");
         let source = node.volume("v")?;
@@ -46,7 +46,7 @@ fn mount_options_act_and_others_are_refused() {
 
 #[test]
 fn ambient_capabilities_reach_a_process_without_root() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("ambient");
         let sandbox = node.run_pod(&pod).await?;
         let sets = "grep -E '^Cap(Eff|Amb)' /proc/self/status";
@@ -65,7 +65,7 @@ fn ambient_capabilities_reach_a_process_without_root() {
 
 #[test]
 fn both_file_systems_are_counted() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("written");
         let sandbox = node.run_pod(&pod).await?;
         let config = Container::new("c", IMAGE).sh("dd if=/dev/zero of=/written bs=1M count=5; echo done; sleep 1000");

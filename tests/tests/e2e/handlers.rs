@@ -8,31 +8,44 @@ use vaina_proto::cri::{ContainerState, MountPropagation, NamespaceMode};
 use vaina_sys::mount;
 use vaina_tests::{
     build::{Container, Pod},
-    node::{IMAGE, Node, e2e},
-    require, wait,
+    node::{IMAGE, Node, e2e, e2e_cri},
+    peer, require, wait,
 };
 
 use crate::failed;
 
-/// The default, its name, and those that can be chosen.
-const HANDLERS: [&str; 4] = ["", "vaina", "crun", "runc"];
+/// The default, those that can be chosen, and the default's name, which others do not have.
+const HANDLERS: [&str; 4] = ["", "crun", "runc", "vaina"];
 
 /// Runs the same test in a fresh pod of each handler, which it must leave as the leak check wants it.
 pub(crate) fn each(prepare: fn(Pod) -> Pod, test: impl AsyncFn(&mut Node, &Pod, &str) -> Result<()> + Send + 'static) {
-    e2e(async move |node| {
-        require::tool("crun", "crun")?;
-        require::tool("runc", "runc")?;
-        require::cgroups_for_crun()?;
-        for handler in HANDLERS {
-            let pod = prepare(node.pod(&format!("handled-{handler}")).handler(handler));
-            let sandbox = node.run_pod(&pod).await.with_context(|| format!("handler {handler:?}"))?;
-            assert_eq!(node.cri().sandbox(&sandbox).await?.runtime_handler, handler);
-            test(node, &pod, &sandbox).await.with_context(|| format!("handler {handler:?}"))?;
-            node.remove_pod(&sandbox).await.with_context(|| format!("handler {handler:?}"))?;
-            node.check_leaks().await.with_context(|| format!("handler {handler:?}"))?;
-        }
-        Ok(())
-    });
+    e2e(async move |node| with(node, &HANDLERS, prepare, test).await);
+}
+
+/// As [`each`], for a test that knows only the CRI.
+fn each_cri(prepare: fn(Pod) -> Pod, test: impl AsyncFn(&mut Node, &Pod, &str) -> Result<()> + Send + 'static) {
+    let handlers = if peer::is_wanted() { &HANDLERS[..3] } else { &HANDLERS[..] };
+    e2e_cri(async move |node| with(node, handlers, prepare, test).await);
+}
+
+async fn with(
+    node: &mut Node,
+    handlers: &[&str],
+    prepare: fn(Pod) -> Pod,
+    test: impl AsyncFn(&mut Node, &Pod, &str) -> Result<()>,
+) -> Result<()> {
+    require::tool("crun", "crun")?;
+    require::tool("runc", "runc")?;
+    require::cgroups_for_crun()?;
+    for handler in handlers {
+        let pod = prepare(node.pod(&format!("handled-{handler}")).handler(handler));
+        let sandbox = node.run_pod(&pod).await.with_context(|| format!("handler {handler:?}"))?;
+        assert_eq!(node.cri().sandbox(&sandbox).await?.runtime_handler, *handler);
+        test(node, &pod, &sandbox).await.with_context(|| format!("handler {handler:?}"))?;
+        node.remove_pod(&sandbox).await.with_context(|| format!("handler {handler:?}"))?;
+        node.check_leaks().await.with_context(|| format!("handler {handler:?}"))?;
+    }
+    Ok(())
 }
 
 pub(crate) fn as_it_is(pod: Pod) -> Pod {
@@ -46,7 +59,7 @@ fn namespace(pid: u32, kind: &str) -> Result<String> {
 
 #[test]
 fn exit_codes_reasons_and_logs_are_the_same() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         for (name, script, code, reason) in [
             ("zero", "echo out; echo err >&2; exit 0", 0, "Completed"),
             ("many", "echo out; echo err >&2; exit 42", 42, "Error"),
@@ -63,7 +76,7 @@ fn exit_codes_reasons_and_logs_are_the_same() {
 
 #[test]
 fn a_missing_command_is_told_in_the_same_words() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         for (name, command) in [("absolute", "/bin/nonsense"), ("searched", "nonsense")] {
             let id = node.create(sandbox, pod, &Container::new(name, IMAGE).command(&[command])).await?;
             let tells = |message: &str| {
@@ -83,7 +96,7 @@ fn a_missing_command_is_told_in_the_same_words() {
 
 #[test]
 fn stops_are_the_same() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         let polite =
             "trap 'echo asked; exit 143' TERM; (setsid sleep 2001 &); echo ready; while :; do sleep 0.05; done";
         for (name, script, grace, code, said) in [
@@ -107,7 +120,7 @@ fn stops_are_the_same() {
 
 #[test]
 fn containers_are_in_the_shims_namespaces() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         let shim = node.cri().sandbox_pid(sandbox).await?;
         let id = node.start(sandbox, pod, &Container::new("c", IMAGE).sh("sleep 1000")).await?;
         let pid = node.cri().container_pid(&id).await?;
@@ -126,7 +139,7 @@ fn containers_are_in_the_shims_namespaces() {
 
 #[test]
 fn a_pod_may_have_one_pid_namespace() {
-    each(
+    each_cri(
         |pod| pod.pid(NamespaceMode::Pod),
         async |node, pod, sandbox| {
             let one = node.start(sandbox, pod, &Container::new("one", IMAGE).sh("sleep 2001 & sleep 2002")).await?;
@@ -157,7 +170,7 @@ fn a_pod_may_have_one_pid_namespace() {
 
 #[test]
 fn a_container_may_have_a_terminal() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         let mut config =
             Container::new("c", IMAGE).sh("test -t 0 && test -t 1 && test -t 2 && echo terminal; tty; exit 3");
         config.config.tty = true;
@@ -181,7 +194,7 @@ fn a_container_may_have_a_terminal() {
 
 #[test]
 fn who_outgrows_the_memory_limit_is_oom_killed() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         let greedy = Container::new("c", IMAGE).command(&["/bin/probe", "allocate", "200"]).memory_limit(32 << 20);
         let (status, _) = node.run_to_exit(sandbox, pod, &greedy).await?;
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
@@ -191,7 +204,7 @@ fn who_outgrows_the_memory_limit_is_oom_killed() {
 
 #[test]
 fn root_in_a_container_can_not_lift_its_limits() {
-    each(as_it_is, async |node, pod, sandbox| {
+    each_cri(as_it_is, async |node, pod, sandbox| {
         let limited = Container::new("c", IMAGE).memory_limit(64 << 20).sh("sleep 1000");
         let id = node.start(sandbox, pod, &limited).await?;
         let files = "find /sys/fs/cgroup -maxdepth 2 -name 'memory.limit_in_bytes' -o -maxdepth 2 -name 'memory.max'";
@@ -209,7 +222,7 @@ fn root_in_a_container_can_not_lift_its_limits() {
 
 #[test]
 fn a_privileged_container_has_all_of_it() {
-    each(Pod::privileged, async |node, pod, sandbox| {
+    each_cri(Pod::privileged, async |node, pod, sandbox| {
         let script = "mkdir -p /mnt && mount -t tmpfs none /mnt && echo mounted; \
                       grep CapEff /proc/1/status; touch /proc/sys/kernel/domainname 2>/dev/null && echo writable; \
                       ls -l /dev/kmsg >/dev/null 2>&1 && echo devices; ls -d /sys/fs/cgroup/* >/dev/null && echo groups";
@@ -225,7 +238,7 @@ fn a_privileged_container_has_all_of_it() {
 
 #[test]
 fn mounts_pass_on_as_they_are_told_to() {
-    each(Pod::privileged, async |node, pod, sandbox| {
+    each_cri(Pod::privileged, async |node, pod, sandbox| {
         let name = if pod.handler.is_empty() { "default" } else { &pod.handler };
         let volume = node.volume(name)?;
         mount::filesystem("tmpfs", "given", &volume, MsFlags::empty(), "")?;

@@ -16,7 +16,7 @@ use vaina_tests::{
         layer::{Compression, Layer},
     },
     leak,
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e, e2e_cri},
     registry::{FakeRegistry, Manner},
 };
 
@@ -44,7 +44,7 @@ fn import(node: &Node, name: &str, image: &Built) -> Result<()> {
 
 #[test]
 fn what_is_not_there_is_an_empty_status_and_removed() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let before = listed(node).await?;
         let digest = format!("sha256:{}", "0".repeat(64));
         for name in ["vaina.test/none:1", "none", &format!("vaina.test/none@{digest}"), &digest, &digest[7..17], "A B"]
@@ -62,7 +62,7 @@ fn what_is_not_there_is_an_empty_status_and_removed() {
 
 #[test]
 fn the_status_has_all_that_the_kubelet_reads() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for (user, uid, username) in [
             ("", Some(0), ""),
             ("1002", Some(1002), ""),
@@ -71,7 +71,7 @@ fn the_status_has_all_that_the_kubelet_reads() {
             ("www-data:1004", None, "www-data"),
         ] {
             let image = small(user).config("User", json!(user)).build()?;
-            import(node, "vaina.test/user:1", &image)?;
+            node.give("vaina.test/user:1", &image).await?;
             let status = node.cri().image("vaina.test/user:1").await?.context("the image")?;
             assert_eq!(status.id, image.id());
             assert_eq!(status.repo_tags, ["vaina.test/user:1"]);
@@ -97,7 +97,7 @@ fn the_status_has_all_that_the_kubelet_reads() {
 
 #[test]
 fn the_list_is_true_at_once() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let registry = FakeRegistry::start(Manner::Open)?;
         let before = listed(node).await?;
         let images: Vec<Built> = (0..8).map(|number| small(&number.to_string()).build()).collect::<Result<_>>()?;
@@ -280,7 +280,7 @@ fn the_file_system_is_where_it_is_said_and_counts_what_is_on_it() {
 
 #[test]
 fn a_pulls_answer_is_the_image_of_a_container() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let registry = FakeRegistry::start(Manner::Open)?;
         let base = images::base(&images::probe_beside_this_program()?)?.compression(Compression::None);
         let image = base.layer(Layer::new().file("text", 0o644, b"pulled\n")).build()?;

@@ -8,10 +8,9 @@ use vaina_tests::{
     build::{Container, Pod},
     images::{
         self, Image,
-        archive::{self, Tagged},
         layer::{Compression, Layer},
     },
-    node::{Node, e2e},
+    node::{Node, e2e_cri},
 };
 
 const NAME: &str = "vaina.test/content:1";
@@ -21,11 +20,9 @@ fn base() -> Result<Image> {
     Ok(images::base(&images::probe_beside_this_program()?)?.compression(Compression::None))
 }
 
-/// Imports the image and runs a pod; [`done`] takes both away.
+/// Gives the node the image and runs a pod; [`done`] takes both away.
 async fn prepare(node: &mut Node, image: &Image) -> Result<(Pod, String)> {
-    let path = node.directory().join("image.tar");
-    archive::oci_archive(&path, &[(NAME, Tagged::Image(&image.build()?))])?;
-    node.import(&path)?;
+    node.give(NAME, &image.build()?).await?;
     let pod = node.pod("content").host_network();
     let sandbox = node.run_pod(&pod).await?;
     Ok((pod, sandbox))
@@ -39,7 +36,7 @@ async fn done(node: &Node, sandbox: &str) -> Result<()> {
 
 #[test]
 fn upper_layers_hide_replace_and_continue_lower_ones() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?
             .layer(
                 Layer::new()
@@ -111,7 +108,7 @@ fn upper_layers_hide_replace_and_continue_lower_ones() {
 
 #[test]
 fn links_devices_owners_modes_and_times_are_those_of_the_layer() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?.layer(
             Layer::new()
                 .directory("data/", 0o755)
@@ -163,7 +160,7 @@ fn net_raw() -> Vec<u8> {
 
 #[test]
 fn setuid_bits_and_attributes_work_and_foreign_ones_stay_out() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let probe = fs::read(images::probe_beside_this_program()?)?;
         let busybox = fs::read("/bin/busybox").context("read busybox (Debian package busybox-static)")?;
         let capability = net_raw();
@@ -215,7 +212,7 @@ fn setuid_bits_and_attributes_work_and_foreign_ones_stay_out() {
 
 #[test]
 fn the_process_is_what_the_image_says_unless_the_container_says_otherwise() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let show = "echo \"$0 $*\"; echo \"$A|$B|$C\"; pwd; id -u; id -g";
         let image = base()?
             .layer(Layer::new().directory("work/", 0o755))
@@ -253,7 +250,7 @@ fn the_process_is_what_the_image_says_unless_the_container_says_otherwise() {
 
 #[test]
 fn an_image_without_a_command_needs_one() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?.config("Cmd", json!(null));
         let (pod, sandbox) = prepare(node, &image).await?;
         let status = crate::failed(node.create(&sandbox, &pod, &Container::new("none", NAME)).await);
@@ -266,7 +263,7 @@ fn an_image_without_a_command_needs_one() {
 
 #[test]
 fn the_images_stop_signal_is_sent() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?
             .config("StopSignal", json!("SIGQUIT"))
             .config("Entrypoint", json!(["/bin/probe", "signals", "SIGQUIT=7"]))
@@ -286,7 +283,7 @@ fn the_images_stop_signal_is_sent() {
 
 #[test]
 fn volumes_of_the_image_are_directories_that_can_be_written_to() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?
             .layer(Layer::new().directory("given/", 0o750).file("given/file", 0o644, b"of the image\n"))
             .config("Volumes", json!({ "/given": {}, "/var/lib/made/deep": {}, "/var/lib/made": {}, "/mine/": {} }));
@@ -316,7 +313,7 @@ fn volumes_of_the_image_are_directories_that_can_be_written_to() {
 
 #[test]
 fn users_are_looked_up_in_the_image_and_not_on_the_node() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?
             .layer(Layer::new().file("usr/etc/group", 0o644, b"root:x:0:\nof-image:x:4343:\nmore:x:4444:only-here\n"))
             .layer(
@@ -340,7 +337,7 @@ fn users_are_looked_up_in_the_image_and_not_on_the_node() {
 
 #[test]
 fn many_layers_are_stacked_in_their_order() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let mut image = base()?;
         for number in 0..120 {
             let layer = Layer::new()
@@ -359,7 +356,7 @@ fn many_layers_are_stacked_in_their_order() {
 
 #[test]
 fn an_image_that_repeats_a_layer_or_has_none_is_an_image() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let again = Layer::new().directory("data/", 0o755).file("data/a", 0o644, b"again\n");
         let between = Layer::new().whiteout("data/a");
         let image = base()?.layer(again.clone()).layer(between).layer(again);
@@ -368,9 +365,7 @@ fn an_image_that_repeats_a_layer_or_has_none_is_an_image() {
         assert_eq!(text, "again\n");
 
         // From nothing: only what the node mounts into it is there.
-        let path = node.directory().join("empty.tar");
-        archive::docker_archive(&path, &[("vaina.test/empty:1", &Image::new().build()?)])?;
-        node.import(&path)?;
+        node.give("vaina.test/empty:1", &Image::new().build()?).await?;
         let found = node.cri().image("vaina.test/empty:1").await?.context("the image")?;
         ensure!(found.size > 0, "{found:?}");
         let tools = node.volume("tools")?;
@@ -393,7 +388,7 @@ fn an_image_that_repeats_a_layer_or_has_none_is_an_image() {
 
 #[test]
 fn odd_names_are_names() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let image = base()?.layer(
             Layer::new()
                 .directory("data/", 0o755)

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use tonic::Code;
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, e2e},
+    node::{IMAGE, e2e_cri},
 };
 
 use crate::{assert_failed, failed};
@@ -53,7 +53,7 @@ fn assert_records(found: &[Vec<u8>], expected: &[&[u8]]) {
 
 #[test]
 fn each_line_is_a_record_of_its_stream() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("lines");
         let sandbox = node.run_pod(&pod).await?;
         // The pauses order the two streams, which are two pipes.
@@ -82,7 +82,7 @@ fn each_line_is_a_record_of_its_stream() {
 
 #[test]
 fn long_lines_come_in_pieces_of_16_kib() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("long");
         let sandbox = node.run_pod(&pod).await?;
         let script = "head -c 40000 /dev/zero | tr '\\0' a; echo; echo short";
@@ -99,7 +99,7 @@ fn long_lines_come_in_pieces_of_16_kib() {
 
 #[test]
 fn a_last_line_without_newline_is_partial() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("last");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).sh("echo whole; printf torn")).await?;
@@ -112,7 +112,7 @@ fn a_last_line_without_newline_is_partial() {
 
 #[test]
 fn the_file_is_there_when_the_start_returns() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("silent");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).sh("sleep 1000")).await?;
@@ -125,7 +125,7 @@ fn the_file_is_there_when_the_start_returns() {
 
 #[test]
 fn rotation_loses_and_doubles_nothing() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("rotation");
         let sandbox = node.run_pod(&pod).await?;
         let script = "i=0; while [ ! -e /tmp/end ]; do i=$((i+1)); echo line $i; usleep 500; done; echo end";
@@ -161,7 +161,7 @@ fn rotation_loses_and_doubles_nothing() {
 
 #[test]
 fn only_a_running_container_can_reopen_its_log() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("reopen");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.create(&sandbox, &pod, &Container::new("c", IMAGE).sh("echo done")).await?;
@@ -177,7 +177,7 @@ fn only_a_running_container_can_reopen_its_log() {
 
 #[test]
 fn a_container_without_a_log_path_runs() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let mut pod = node.pod("none");
         pod.config.log_directory.clear();
         let sandbox = node.run_pod(&pod).await?;
@@ -193,7 +193,7 @@ fn a_container_without_a_log_path_runs() {
 
 #[test]
 fn much_output_is_all_there_when_the_exit_is_seen() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("much");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).sh("seq 1 200000")).await?;

@@ -16,7 +16,7 @@ use vaina_sys::netns;
 use vaina_tests::{
     build::{Container, Pod},
     disturb::Disturbance,
-    node::{IMAGE, Node, Options, e2e, e2e_with, run},
+    node::{IMAGE, Node, Options, e2e, e2e_cri, e2e_with, run},
     wait,
 };
 
@@ -58,7 +58,7 @@ impl Outside {
             ip(&format!("addr add {OUTSIDE}/24 dev wire"))?;
             ip("link set wire up")
         })?;
-        ensure!(node.scope().daemon.is_some(), "the node has a daemon");
+        ensure!(node.daemon_pid() > 0, "the node has a daemon");
         Ok(outside)
     }
 
@@ -129,7 +129,7 @@ async fn firewall(node: &Node) -> Result<Vec<String>> {
 
 #[test]
 fn a_pod_has_an_address_a_route_and_a_loopback_of_its_own() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (one, two) = (node.pod("one"), node.pod("two"));
         // The same port in both: it is each pod's own.
         let (first, server) = serve(node, &one).await?;
@@ -160,7 +160,7 @@ fn a_pod_has_an_address_a_route_and_a_loopback_of_its_own() {
 
 #[test]
 fn a_host_port_leads_to_the_pod_from_everywhere() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let outside = Outside::new(node)?;
         let mut pod = node.pod("published").port(8080, 7000).port(0, 9).port(-1, 9);
         pod.config.port_mappings.push(mapping(Protocol::Udp, 8053, 7000, ""));
@@ -202,7 +202,7 @@ fn a_host_port_leads_to_the_pod_from_everywhere() {
 
 #[test]
 fn a_host_port_may_be_at_one_address_only() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let outside = Outside::new(node)?;
         let mut pod = node.pod("one-address");
         pod.config.port_mappings = vec![
@@ -240,7 +240,7 @@ fn a_host_port_may_be_at_one_address_only() {
 
 #[test]
 fn a_host_port_that_is_taken_is_named_with_who_has_it() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (first, _) = serve(node, &node.pod("first").port(8080, 7000)).await?;
         // One of its ports is free, and stays so.
         let pod = node.pod("second").port(8081, 7000).port(8080, 7000);
@@ -267,7 +267,7 @@ fn a_host_port_that_is_taken_is_named_with_who_has_it() {
 
 #[test]
 fn what_pods_send_to_other_hosts_comes_from_the_node() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let outside = Outside::new(node)?;
         let pod = node.pod("out");
         let sandbox = node.run_pod(&pod).await?;
@@ -290,7 +290,7 @@ fn what_pods_send_to_other_hosts_comes_from_the_node() {
 
 #[test]
 fn a_pod_in_the_nodes_network_has_no_address_of_its_own() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         // As the kubelet asks for it: the container's ports are the host's.
         let pod = node.pod("host").host_network().port(7000, 7000);
         let (sandbox, server) = serve(node, &pod).await?;

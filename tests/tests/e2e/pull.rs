@@ -14,7 +14,7 @@ use vaina_tests::{
         layer::{Compression, Layer},
     },
     leak,
-    node::{Node, Options, e2e, e2e_with},
+    node::{Node, Options, e2e, e2e_cri, e2e_with},
     registry::{DockerRegistry, FakeRegistry, Identity, Manner, PASSWORD, USER},
     wait,
 };
@@ -42,13 +42,15 @@ fn small(text: &str) -> Image {
 /// The names of all images but the node's own.
 async fn ids(node: &Node) -> Result<Vec<String>> {
     let images = node.cri().list_images(Default::default()).await?.images;
-    let is_own = |image: &&vaina_proto::cri::Image| image.repo_tags.iter().any(|tag| tag == vaina_tests::node::IMAGE);
+    // A peer has its pause image too.
+    let own = [vaina_tests::node::IMAGE, vaina_tests::containerd::PAUSE];
+    let is_own = |image: &&vaina_proto::cri::Image| image.repo_tags.iter().any(|tag| own.contains(&tag.as_str()));
     Ok(images.iter().filter(|image| !is_own(image)).map(|image| image.id.clone()).collect())
 }
 
 #[test]
 fn every_form_of_an_image_is_pulled_and_runs() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let registry = DockerRegistry::start(&node.directory().join("registry"), 5000, false)?;
         let pod = node.pod("forms").host_network();
         let sandbox = node.run_pod(&pod).await?;
@@ -83,7 +85,7 @@ fn every_form_of_an_image_is_pulled_and_runs() {
 
 #[test]
 fn of_an_index_this_machines_image_is_taken() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let registry = DockerRegistry::start(&node.directory().join("registry"), 5000, false)?;
         for flavour in [Flavour::Docker, Flavour::Oci] {
             let image = |architecture: &str| small(architecture).flavour(flavour).architecture(architecture).build();
@@ -274,7 +276,7 @@ fn an_encrypted_registry_must_be_who_it_says() {
 
 #[test]
 fn pulls_that_meet_fetch_everything_once() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let registry = FakeRegistry::start(Manner::Open)?;
         let shared = Layer::new().file("shared", 0o644, &[7; 100_000]);
         let [one, two] = ["one", "two"].map(|name| {
@@ -321,7 +323,7 @@ fn pulls_that_meet_fetch_everything_once() {
 
 #[test]
 fn a_pull_goes_on_when_its_client_leaves() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let registry = FakeRegistry::start(Manner::Open)?;
         let image = small(&"left alone ".repeat(1000)).build()?;
         registry.add("app", "1", &image)?;

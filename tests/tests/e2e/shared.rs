@@ -15,7 +15,7 @@ use vaina_sys::{
 };
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, e2e},
+    node::{IMAGE, e2e_cri},
 };
 
 fn namespace(pid: u32, kind: &str) -> Result<String> {
@@ -25,7 +25,7 @@ fn namespace(pid: u32, kind: &str) -> Result<String> {
 
 #[test]
 fn containers_are_in_the_shims_namespaces_and_not_in_the_nodes() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("ns");
         let id = node.run_pod(&pod).await?;
         let shim = node.cri().sandbox_pid(&id).await?;
@@ -51,7 +51,7 @@ fn containers_are_in_the_shims_namespaces_and_not_in_the_nodes() {
 
 #[test]
 fn a_pod_with_one_pid_namespace_sees_all_its_processes_and_reaps_them() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("pids").pid(NamespaceMode::Pod);
         let id = node.run_pod(&pod).await?;
         let mut one = Container::new("one", IMAGE).sh("sleep 1111");
@@ -72,7 +72,7 @@ fn a_pod_with_one_pid_namespace_sees_all_its_processes_and_reaps_them() {
 
 #[test]
 fn containers_of_a_pod_reach_each_other_on_localhost_and_by_shared_memory() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("shared");
         let id = node.run_pod(&pod).await?;
         let other_pod = node.pod("other");
@@ -95,7 +95,7 @@ fn containers_of_a_pod_reach_each_other_on_localhost_and_by_shared_memory() {
 
 #[test]
 fn mounts_made_on_the_host_later_are_seen_as_propagation_says() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("late");
         let id = node.run_pod(&pod).await?;
         let volume = node.volume("later")?;
@@ -130,7 +130,7 @@ fn own_key(salt: u32) -> i32 {
 
 #[test]
 fn semaphores_and_memory_are_shared_in_a_pod_and_not_between_pods() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, other) = (node.pod("near"), node.pod("far"));
         let (id, other_id) = (node.run_pod(&pod).await?, node.run_pod(&other).await?);
         let idle = |name: &str| Container::new(name, IMAGE).sh("sleep 1000");
@@ -188,7 +188,7 @@ fn semaphores_and_memory_are_shared_in_a_pod_and_not_between_pods() {
 
 #[test]
 fn a_pod_in_the_nodes_ipc_namespace_shares_it_with_the_node() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("host-ipc").host_ipc();
         let id = node.run_pod(&pod).await?;
         let container = node.start(&id, &pod, &Container::new("c", IMAGE).sh("sleep 1000")).await?;
@@ -213,7 +213,7 @@ fn a_pod_in_the_nodes_ipc_namespace_shares_it_with_the_node() {
 
 #[test]
 fn a_volume_outlives_the_restart_of_a_container() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("volume");
         let id = node.run_pod(&pod).await?;
         let volume = node.volume("shared")?;
@@ -243,7 +243,7 @@ fn a_volume_outlives_the_restart_of_a_container() {
 
 #[test]
 fn volumes_of_one_container_propagate_each_as_it_says() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for handler in ["", "crun", "runc"] {
             let pod = node.pod(&format!("mixed-{handler}")).handler(handler).privileged();
             let id = node.run_pod(&pod).await?;
@@ -290,7 +290,7 @@ fn volumes_of_one_container_propagate_each_as_it_says() {
 
 #[test]
 fn a_recursively_read_only_volume_is_so_below_other_mounts_too() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let volume = node.volume("deep")?;
         let inner = volume.join("inner");
         fs::create_dir(&inner)?;

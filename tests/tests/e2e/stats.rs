@@ -11,7 +11,7 @@ use vaina_proto::cri::{
 };
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e_cri},
     wait,
 };
 
@@ -38,12 +38,15 @@ async fn network(node: &Node, id: &str) -> Result<Option<NetworkUsage>> {
 async fn listed(node: &Node, filter: ContainerStatsFilter) -> Result<Vec<String>> {
     let request = ListContainerStatsRequest { filter: Some(filter) };
     let stats = node.cri().list_container_stats(request).await?.stats;
-    Ok(stats.into_iter().filter_map(|stats| stats.attributes).map(|attributes| attributes.id).collect())
+    let mut ids: Vec<String> =
+        stats.into_iter().filter_map(|stats| stats.attributes).map(|attributes| attributes.id).collect();
+    ids.sort();
+    Ok(ids)
 }
 
 #[test]
 fn a_containers_load_shows() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("load");
         let sandbox = node.run_pod(&pod).await?;
         let config = Container::new("c", IMAGE)
@@ -110,7 +113,7 @@ fn a_containers_load_shows() {
 
 #[test]
 fn a_pods_traffic_shows_and_the_nodes_does_not() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("traffic");
         let sandbox = node.run_pod(&pod).await?;
         let config = Container::new("c", IMAGE).sh("nc -l -p 9000 > /dev/null; echo received; sleep 1000");
@@ -142,7 +145,7 @@ fn a_pods_traffic_shows_and_the_nodes_does_not() {
 
 #[test]
 fn conditions_of_a_filter_are_met_together() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let mut ids = Vec::new();
         let mut sandboxes = Vec::new();
         for name in ["one", "two"] {
@@ -191,7 +194,7 @@ fn conditions_of_a_filter_are_met_together() {
 /// A shim that hangs costs nobody an answer, not even its own pod.
 #[test]
 fn a_shim_that_hangs_keeps_nobody_waiting() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("hung");
         let sandbox = node.run_pod(&pod).await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).sh("sleep 1000")).await?;
@@ -215,7 +218,7 @@ fn a_shim_that_hangs_keeps_nobody_waiting() {
 /// Pods that a client put into one control group are told apart by their containers.
 #[test]
 fn a_group_that_pods_share_is_nobodys() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let mut first = node.pod("first");
         let parent = first.linux().cgroup_parent.clone();
         first.linux().cgroup_parent.clone_from(&parent);
@@ -241,7 +244,7 @@ fn a_group_that_pods_share_is_nobodys() {
 
 #[test]
 fn metrics_have_cadvisors_names_and_labels() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("metrics");
         let sandbox = node.run_pod(&pod).await?;
         let config = Container::new("c", IMAGE).command(&["/bin/probe", "allocate", "20"]).memory_limit(64 << 20);

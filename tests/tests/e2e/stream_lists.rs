@@ -6,7 +6,7 @@ use tonic::{Status, Streaming};
 use vaina_proto::cri;
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, e2e},
+    node::{IMAGE, e2e_cri},
 };
 
 /// Far below what a client takes.
@@ -28,7 +28,7 @@ async fn gather<M: Message, I>(
 
 #[test]
 fn streams_answer_what_lists_answer() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let cri = node.cri();
         let (none, _) =
             gather(cri.stream_containers(cri::StreamContainersRequest::default()).await, |message| message.containers)
@@ -94,7 +94,7 @@ fn streams_answer_what_lists_answer() {
 /// More than fits into one message of a client's: the plain list is refused there, the stream is not.
 #[test]
 fn a_list_that_no_message_holds_is_streamed() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let cri = node.cri();
         let pod = node.pod("large");
         let sandbox = node.run_pod(&pod).await?;

@@ -6,6 +6,7 @@ use std::{
     net::{Shutdown, TcpStream},
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
     thread,
     time::Duration,
 };
@@ -18,15 +19,17 @@ use vaina_proto::cri;
 use vaina_tests::{
     build::{Container, Pod},
     crictl::crictl,
-    node::{IMAGE, Node, Options, e2e, e2e_with},
-    require,
+    node::{IMAGE, Node, Options, e2e, e2e_cri, e2e_with},
+    peer, require,
     running::Running,
     wait,
 };
 
 use crate::assert_failed;
 
-const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
+/// How clients may be connected. containerd 2.3 knows WebSocket without v5.channel.k8s.io only, which crictl 1.36 insists on.
+static TRANSPORTS: LazyLock<&[&str]> =
+    LazyLock::new(|| if peer::is_wanted() { &["spdy"] } else { &["spdy", "websocket"] });
 
 /// crictl with a standard input that stays open until the writer is dropped.
 fn fed(arguments: &[&str]) -> Result<(Running, PipeWriter)> {
@@ -70,9 +73,9 @@ async fn wait_processes(node: &Node, id: &str, name: &str, count: usize) -> Resu
 
 #[test]
 fn exec_has_streams_apart_and_the_commands_exit_code() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (sandbox, id) = sleeper(node).await?;
-        for transport in TRANSPORTS {
+        for transport in TRANSPORTS.iter().copied() {
             let exec =
                 |script: &str| Running::start(&mut crictl(&["exec", "-r", transport, &id, "/bin/sh", "-c", script])?);
             let ended = exec("echo out; echo err >&2")?.end().await?.expect(0)?;
@@ -98,13 +101,13 @@ fn exec_has_streams_apart_and_the_commands_exit_code() {
 
 #[test]
 fn execs_stdin_arrives_whole_and_ends() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (sandbox, id) = sleeper(node).await?;
         let text: Vec<u8> = (0..2_000_000).flat_map(|number: u32| number.to_le_bytes()).collect();
         let file = node.directory().join("input");
         fs::write(&file, &text)?;
         let sum = vaina_tests::node::run(Command::new("sha256sum").stdin(fs::File::open(&file)?))?;
-        for transport in TRANSPORTS {
+        for transport in TRANSPORTS.iter().copied() {
             let mut command = crictl(&["exec", "-i", "-r", transport, &id, "/bin/sha256sum"])?;
             let ended = Running::start(command.stdin(fs::File::open(&file)?))?.end().await?.expect(0)?;
             assert_eq!(ended.out, sum, "{transport}");
@@ -131,7 +134,7 @@ fn execs_stdin_arrives_whole_and_ends() {
 
 #[test]
 fn execs_terminal_is_one() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         for (handler, transport) in [("", "spdy"), ("", "websocket"), ("crun", "spdy"), ("runc", "spdy")] {
             let pod = node.pod(&format!("terminal-{handler}-{transport}")).handler(handler);
             let sandbox = node.run_pod(&pod).await?;
@@ -156,9 +159,9 @@ fn execs_terminal_is_one() {
 
 #[test]
 fn a_client_that_leaves_takes_its_command_with_it() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (sandbox, id) = sleeper(node).await?;
-        for transport in TRANSPORTS {
+        for transport in TRANSPORTS.iter().copied() {
             let script = "trap '' HUP TERM; sleep 1000 & sleep 1000 & echo begun; wait";
             let (running, keys) = fed(&["exec", "-i", "-r", transport, &id, "/bin/sh", "-c", script])?;
             running.wait_for("begun").await?;
@@ -221,11 +224,11 @@ fn a_killed_daemon_costs_its_clients_their_streams_and_nothing_else() {
 
 #[test]
 fn many_execs_run_at_once() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (sandbox, id) = sleeper(node).await?;
         let running = (0..24).map(|number: usize| {
             let script = format!("echo begun; cat; echo {number}");
-            fed(&["exec", "-i", "-r", TRANSPORTS[number % 2], &id, "/bin/sh", "-c", &script])
+            fed(&["exec", "-i", "-r", TRANSPORTS[number % TRANSPORTS.len()], &id, "/bin/sh", "-c", &script])
         });
         let running = running.collect::<Result<Vec<_>>>()?;
         for (running, _) in &running {
@@ -244,7 +247,7 @@ fn many_execs_run_at_once() {
 
 #[test]
 fn what_can_not_be_is_refused() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "refused").await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).command(&["/bin/sleep", "1000"])).await?;
         let cri = node.cri();
@@ -293,7 +296,7 @@ fn upgrade(address: &str, path: &str) -> Result<String> {
 
 #[test]
 fn an_address_is_good_once_and_for_what_it_was_made() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (sandbox, id) = sleeper(node).await?;
         let request =
             cri::ExecRequest { container_id: id, cmd: vec!["/bin/true".into()], stdout: true, ..Default::default() };
@@ -315,9 +318,9 @@ fn an_address_is_good_once_and_for_what_it_was_made() {
 
 #[test]
 fn attached_clients_see_what_comes_and_one_writes() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "attach").await?;
-        for (number, transport) in TRANSPORTS.into_iter().enumerate() {
+        for (number, transport) in TRANSPORTS.iter().copied().enumerate() {
             let id = node.start(&sandbox, &pod, &interactive(&format!("c{number}"), false, true)).await?;
             let (first, mut keys) = fed(&["attach", "-i", "-r", transport, &id])?;
             keys.write_all(b"echo one\n")?;
@@ -350,7 +353,7 @@ fn attached_clients_see_what_comes_and_one_writes() {
 
 #[test]
 fn stdin_that_is_not_for_one_client_outlives_it() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "stdin").await?;
         let mut container = interactive("c", false, false);
         // Nobody needs a log to be seen.
@@ -374,9 +377,9 @@ fn stdin_that_is_not_for_one_client_outlives_it() {
 
 #[test]
 fn a_containers_terminal_is_attached_to() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "terminal").await?;
-        for (number, transport) in TRANSPORTS.into_iter().enumerate() {
+        for (number, transport) in TRANSPORTS.iter().copied().enumerate() {
             let id = node.start(&sandbox, &pod, &interactive(&format!("c{number}"), true, true)).await?;
             let mut running = Running::on_terminal(&crictl(&["attach", "-it", "-r", transport, &id])?)?;
             running.keys("until stty size | grep '^24 80'; do :; done; tty\r")?;
@@ -394,7 +397,7 @@ fn a_containers_terminal_is_attached_to() {
 
 #[test]
 fn a_client_that_does_not_read_stops_neither_container_nor_log() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "slow").await?;
         let id = node.start(&sandbox, &pod, &interactive("c", false, false)).await?;
         let (slow, mut keys) = fed(&["attach", "-i", &id])?;
@@ -444,7 +447,7 @@ fn exchange(port: u16, text: &[u8]) -> Result<Vec<u8>> {
 
 #[test]
 fn ports_are_forwarded() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "ports").await?;
         let script = "mkdir /srv; echo served > /srv/index.html; httpd -p '[::1]:80' -h /srv; \
                       nc -ll -p 8 -e sha256sum & exec probe echo 7";
@@ -455,7 +458,7 @@ fn ports_are_forwarded() {
         })
         .await?;
         let text: Vec<u8> = (0..300_000).flat_map(|number: u32| number.to_le_bytes()).collect();
-        for transport in TRANSPORTS {
+        for transport in TRANSPORTS.iter().copied() {
             let (running, ports) = forward(&sandbox, transport, &["0:80", "0:7", "0:8"]).await?;
             let (web, echo, sum) = (ports[0], ports[1], ports[2]);
             let page = exchange(web, b"GET / HTTP/1.0\r\n\r\n")?;
@@ -549,7 +552,7 @@ impl Channels {
 
 #[test]
 fn channels_serve_other_clients() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let (pod, sandbox) = pod(node, "channels").await?;
         let id = node.start(&sandbox, &pod, &Container::new("c", IMAGE).command(&["/bin/probe", "echo", "7"])).await?;
         node.wait_log(&id, "echoing").await?;
@@ -608,7 +611,7 @@ fn streams_are_encrypted_where_that_is_configured() {
     );
     e2e_with(Options { config: Some(config), ..Options::default() }, async |node| {
         let (sandbox, id) = sleeper(node).await?;
-        for transport in TRANSPORTS {
+        for transport in TRANSPORTS.iter().copied() {
             let mut command = crictl(&["exec", "-i", "-r", transport, &id, "/bin/cat"])?;
             let (reader, mut writer) = pipe()?;
             writer.write_all(b"secret")?;

@@ -14,7 +14,7 @@ use vaina_proto::cri::{
 };
 use vaina_tests::{
     build::Container,
-    node::{IMAGE, Node, e2e},
+    node::{IMAGE, Node, e2e, e2e_cri},
 };
 
 use crate::assert_failed;
@@ -125,7 +125,7 @@ fn so_it_does_with_runc() {
 
 #[test]
 fn a_created_container_starts_with_the_new_limits() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("created");
         let sandbox = node.run_pod(&pod).await?;
         let mut config = Container::new("c", IMAGE).sh("sleep 1000").memory_limit(64 << 20);
@@ -151,7 +151,7 @@ fn a_created_container_starts_with_the_new_limits() {
 
 #[test]
 fn a_limit_below_what_is_used_is_refused_and_nothing_changes() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("below");
         let sandbox = node.run_pod(&pod).await?;
         let config = Container::new("c", IMAGE).command(&["/bin/probe", "allocate", "60"]).memory_limit(128 << 20);
@@ -182,7 +182,7 @@ fn a_limit_below_what_is_used_is_refused_and_nothing_changes() {
 
 #[test]
 fn what_the_kernel_refuses_leaves_nothing_half_done() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let pod = node.pod("half");
         let sandbox = node.run_pod(&pod).await?;
         let id =
@@ -209,7 +209,7 @@ fn what_the_kernel_refuses_leaves_nothing_half_done() {
 /// Runtimes forget these in an update.
 #[test]
 fn huge_pages_and_single_files_are_set_too() {
-    e2e(async |node| {
+    e2e_cri(async |node| {
         let sizes = fs::read_dir("/sys/kernel/mm/hugepages").context("the kernel has huge pages")?.count();
         ensure!(sizes > 0, "the kernel has no huge pages");
         for handler in ["", "crun"] {
