@@ -1,13 +1,12 @@
 //! The example of two containers that share a volume and an address, as a static pod: from its file to its end.
 
-use std::{fs::File, io::Read as _, process::Command};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use vaina_proto::cri;
-use vaina_tests::{crictl, http, node::log_text, running::Running, wait};
+use vaina_tests::{crictl, http, running::Running, wait};
 
-use crate::kubelet::{Kubelet, container, full_name, kubelet, kubelet_with};
+use crate::kubelet::{Kubelet, Log, container, full_name, kubelet, kubelet_with, wait_exited};
 
 const POD: &str = "web-and-puller";
 
@@ -32,33 +31,18 @@ fn the_example_becomes_ready_and_ends_when_its_file_goes() {
         crictl_shows(address)?;
 
         // Both get the signal to end, and what they say then is in their logs.
-        let uid = pod["metadata"]["uid"].as_str().context("the pod has a uid")?;
-        let logs = ["web", "puller"].map(|name| File::open(format!("{}/{name}/0.log", log_directory(uid))));
+        let logs = [Log::open(&pod, "web")?, Log::open(&pod, "puller")?];
         kubelet.withdraw(POD)?;
-        let statuses = wait::until("both containers have exited", async || {
-            let cri = node.cri();
-            let mut exited = Vec::new();
-            for container in cri.list_containers(cri::ListContainersRequest::default()).await?.containers {
-                exited.extend(cri.container(&container.id).await.ok().filter(|status| status.finished_at != 0));
-            }
-            Ok((exited.len() == 2).then_some(exited))
-        })
-        .await?;
-        for status in statuses {
-            assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"), "{status:#?}");
+        for (name, status) in wait_exited(node, 2).await? {
+            assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"), "{name}: {status:#?}");
         }
-        for log in logs {
-            let mut text = Vec::new();
-            log?.read_to_end(&mut text)?;
-            assert!(log_text(&text)?.ends_with("stopping\n"), "{}", log_text(&text)?);
+        for mut log in logs {
+            let text = log.text()?;
+            assert!(text.ends_with("stopping\n"), "{text}");
         }
         wait::until("the kubelet shows no pod", async || Ok(kubelet.pod(POD)?.is_none().then_some(()))).await?;
         Ok(())
     });
-}
-
-fn log_directory(uid: &str) -> String {
-    format!("/var/log/pods/default_{}_{uid}", full_name(POD))
 }
 
 fn crictl_shows(address: &str) -> Result<()> {
@@ -130,6 +114,14 @@ async fn summary_counts_the_pod(kubelet: &Kubelet, has_network: bool) -> Result<
 async fn metrics_name_the_pod(kubelet: &Kubelet) -> Result<()> {
     let mut last = String::new();
     let pod = format!("pod=\"{}\"", full_name(POD));
+    // What metrics-server reads.
+    let resources = kubelet.tell("/metrics/resource")?;
+    for metric in ["container_cpu_usage_seconds_total", "container_memory_working_set_bytes"] {
+        for container in ["web", "puller"] {
+            let start = format!("{metric}{{container=\"{container}\"");
+            assert!(resources.lines().any(|line| line.starts_with(&start) && line.contains(&pod)), "{resources}");
+        }
+    }
     let seen = wait::until("the metrics name the pod", async || {
         last = kubelet.tell("/metrics/cadvisor")?;
         let has = |metric: &str, labels: &[&str]| {

@@ -4,7 +4,9 @@
 //! settings that it insists on are files of the node, mounted over the kernel's.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
+    io::{Read as _, Seek as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -21,7 +23,7 @@ use serde_json::Value;
 use vaina_proto::cri;
 use vaina_tests::{
     ground, http, images,
-    node::{LOGS, Node, Options, SOCKET, e2e_with, run},
+    node::{LOGS, Node, Options, SOCKET, e2e_with, log_text, run},
     require, wait,
 };
 
@@ -269,15 +271,7 @@ impl Kubelet {
         for entry in fs::read_dir(&self.manifests).context("list the manifests")? {
             fs::remove_file(entry?.path()).context("remove a manifest")?;
         }
-        let cri = node.cri();
-        let mut last = Vec::new();
-        wait::within("the kubelet has removed all pods", COLLECTED, &mut async || {
-            last = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.items;
-            let logs = fs::read_dir(LOGS).context("list the logs of pods")?.count();
-            Ok((last.is_empty() && logs == 0).then_some(()))
-        })
-        .await
-        .with_context(|| format!("its sandboxes are {last:#?}"))?;
+        self.wait_removed(node).await?;
         self.terminate()?;
         let lines = self.unexpected_lines();
         ensure!(lines.is_empty(), "the kubelet had errors that the test did not allow:\n{}", lines.join("\n"));
@@ -295,6 +289,19 @@ impl Kubelet {
         }
         let _ = fs::remove_file(&self.log);
         Ok(())
+    }
+
+    /// Waits until it has removed all that was of pods.
+    pub(crate) async fn wait_removed(&self, node: &Node) -> Result<()> {
+        let cri = node.cri();
+        let mut last = Vec::new();
+        wait::within("the kubelet has removed all pods", COLLECTED, &mut async || {
+            last = cri.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await?.items;
+            let logs = fs::read_dir(LOGS).context("list the logs of pods")?.count();
+            Ok((last.is_empty() && logs == 0).then_some(()))
+        })
+        .await
+        .with_context(|| format!("its sandboxes are {last:#?}"))
     }
 
     fn unexpected_lines(&self) -> Vec<String> {
@@ -322,9 +329,15 @@ const ALLOWED: &[&str] = &[
     // Its first looks come before its first measurements, and a new one has no checkpoint.
     "Image garbage collection failed once. Stats initialization may not have completed yet",
     "PLEG is not healthy: pleg has yet to be successful",
+    "container runtime status check may not have completed yet",
     "checkpoint is not found",
+    // Nobody keeps a record of its node, or of what its pods were given.
+    "failed to check if node is newer; using informer node",
+    "Missing actuated pod level resource record",
     // cAdvisor knows the file systems of the two runtimes that it knows by name.
     "no imagefs label for configured runtime",
+    // It gives up what it asks for a pod that ends, or when it ends itself.
+    "code = Canceled desc = context canceled",
     // It asks once more for what it has removed.
     "ContainerStatus from runtime service failed\" err=\"rpc error: code = NotFound",
     // The machine's first process may not be looked at, and others may write more to the kernel's log than it reads.
@@ -367,6 +380,43 @@ pub(crate) fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a str> {
 pub(crate) fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
     let statuses = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
     statuses.into_iter().find(|status| status["name"] == name).unwrap_or(&Value::Null)
+}
+
+/// The first log of a container, open: it can be read when the kubelet has removed it.
+#[derive(Debug)]
+pub(crate) struct Log(File);
+
+impl Log {
+    pub(crate) fn open(pod: &Value, container: &str) -> Result<Self> {
+        let word = |key: &str| pod["metadata"][key].as_str().with_context(|| format!("the pod has a {key}"));
+        let path = format!("{LOGS}/{}_{}_{}/{container}/0.log", word("namespace")?, word("name")?, word("uid")?);
+        File::open(&path).map(Self).with_context(|| format!("open {path}"))
+    }
+
+    /// All its text so far.
+    pub(crate) fn text(&mut self) -> Result<String> {
+        let mut text = Vec::new();
+        self.0.rewind()?;
+        self.0.read_to_end(&mut text)?;
+        log_text(&text)
+    }
+}
+
+/// Waits until so many containers have exited; answers their statuses by name.
+pub(crate) async fn wait_exited(node: &Node, count: usize) -> Result<BTreeMap<String, cri::ContainerStatus>> {
+    wait::within("the containers have exited", PATIENCE, &mut async || {
+        let cri = node.cri();
+        let mut exited = BTreeMap::new();
+        for container in cri.list_containers(cri::ListContainersRequest::default()).await?.containers {
+            // What the kubelet removes meanwhile is no more.
+            let Ok(status) = cri.container(&container.id).await else { continue };
+            if status.state() == cri::ContainerState::ContainerExited {
+                exited.insert(container.metadata.unwrap_or_default().name, status);
+            }
+        }
+        Ok((exited.len() == count).then_some(exited))
+    })
+    .await
 }
 
 /// Where control groups are: the one hierarchy of v2, or those of v1.

@@ -2,5 +2,10 @@
 //! kubelet's own servers, crictl, the pod's address and the host.
 
 mod example;
+mod examples;
+mod images;
 mod kubelet;
+mod lifecycle;
+mod logs;
+mod replaced;
 mod restarts;
