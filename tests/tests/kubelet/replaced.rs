@@ -65,7 +65,7 @@ fn an_end_during_which_the_daemon_is_killed_is_taken_up_again() {
         let mut log = ending(kubelet).await?;
         node.kill_daemon()?;
         node.start_daemon().await?;
-        // It is told once more, and killed when it stays; its clock is the shim's and has not stopped meanwhile.
+        // It is told once more, has its whole grace period again, and is killed when it stays.
         let statuses = wait_exited(node, 1).await?;
         assert_eq!(statuses.get("c").map(|status| status.exit_code), Some(137));
         assert_eq!(log.text()?, "begun\ntold\ntold\n");
