@@ -82,6 +82,7 @@ mod tests {
         }
     }
 
+    // proves: Signal.*
     #[test]
     fn every_signal_of_the_cri_has_a_number_and_comes_back() {
         assert_eq!(number(Signal::RuntimeDefault.into()), None);

@@ -26,6 +26,14 @@ async fn prepare(node: &mut Node, name: &str) -> Result<(Pod, String)> {
     Ok((pod, id))
 }
 
+// proves: CreateContainer, StartContainer, StopContainer, RemoveContainer, ContainerStatus
+// proves: CreateContainerRequest.config, CreateContainerResponse.container_id, StartContainerRequest.container_id
+// proves: StopContainerRequest.container_id, RemoveContainerRequest.container_id, ContainerStatusRequest.container_id
+// proves: ContainerStatusResponse.status
+// proves: ContainerStatus.{metadata, state, created_at, started_at, finished_at, reason, labels, annotations}
+// proves: ContainerStatus.{mounts, image, image_id}, ContainerConfig.{metadata, labels, annotations, image, mounts}
+// proves: ContainerMetadata.name, ContainerState.{CONTAINER_CREATED, CONTAINER_RUNNING, CONTAINER_EXITED}
+// proves: Mount.{container_path, host_path}
 #[test]
 fn a_container_is_created_runs_and_exits() {
     e2e_cri(async |node| {
@@ -80,6 +88,7 @@ fn a_container_is_created_runs_and_exits() {
     });
 }
 
+// proves: ContainerStatus.{exit_code, reason}
 #[test]
 fn exit_codes_and_reasons() {
     e2e_cri(async |node| {
@@ -103,6 +112,7 @@ fn exit_codes_and_reasons() {
     });
 }
 
+// proves: ContainerStatus.message
 #[test]
 fn a_command_that_is_missing_is_128_and_says_so() {
     e2e_cri(async |node| {
@@ -130,6 +140,7 @@ fn a_command_that_is_missing_is_128_and_says_so() {
     });
 }
 
+// proves: LinuxContainerResources.memory_limit_in_bytes
 #[test]
 fn what_outgrows_its_memory_limit_is_oom_killed() {
     e2e_cri(async |node| {
@@ -166,6 +177,7 @@ fn unknown_ids_are_done_or_not_found() {
     });
 }
 
+// proves: ContainerMetadata.attempt
 #[test]
 fn a_retry_gets_the_same_container_and_another_config_is_refused() {
     e2e_cri(async |node| {
@@ -183,6 +195,9 @@ fn a_retry_gets_the_same_container_and_another_config_is_refused() {
     });
 }
 
+// proves: ListContainers, ListContainersRequest.filter, ListContainersResponse.containers
+// proves: ContainerFilter.{id, state, pod_sandbox_id, label_selector}, ContainerStateValue.state
+// proves: CreateContainerRequest.pod_sandbox_id
 #[test]
 fn filters_narrow_each_other() {
     e2e_cri(async |node| {
@@ -251,6 +266,9 @@ fn a_running_container_can_be_removed_and_a_created_one_stopped() {
     });
 }
 
+// proves: ContainerConfig.{envs, working_dir, command, args, linux}, LinuxContainerConfig.security_context
+// proves: LinuxContainerSecurityContext.{run_as_user, readonly_rootfs, capabilities}, Int64Value.value
+// proves: Capability.{drop_capabilities, add_capabilities}
 #[test]
 fn the_process_is_what_config_and_image_say() {
     e2e_cri(async |node| {
@@ -303,6 +321,8 @@ fn the_process_is_what_config_and_image_say() {
     });
 }
 
+// proves: LinuxContainerSecurityContext.privileged, LinuxSandboxSecurityContext.privileged
+// proves: LinuxPodSandboxConfig.security_context
 #[test]
 fn a_privileged_container_has_all_of_it() {
     e2e_cri(async |node| {
@@ -333,6 +353,7 @@ fn a_privileged_container_has_all_of_it() {
     });
 }
 
+// proves: ContainerConfig.mounts, Mount.{container_path, host_path, readonly}
 #[test]
 fn mounts_are_writable_or_not_and_made_when_missing() {
     e2e_cri(async |node| {
@@ -358,6 +379,8 @@ fn mounts_are_writable_or_not_and_made_when_missing() {
     });
 }
 
+// proves: LinuxContainerConfig.resources, LinuxContainerResources.{memory_limit_in_bytes, cpu_quota}
+// proves: LinuxPodSandboxConfig.cgroup_parent
 #[test]
 fn resources_arrive_in_the_cgroup() {
     e2e_cri(async |node| {
@@ -387,6 +410,8 @@ fn resources_arrive_in_the_cgroup() {
     });
 }
 
+// proves: ContainerStatusRequest.verbose, ContainerStatusResponse.info, ContainerConfig.stop_signal
+// proves: ContainerStatus.stop_signal
 #[test]
 fn verbose_status_carries_pid_and_spec() {
     e2e_cri(async |node| {

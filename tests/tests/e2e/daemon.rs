@@ -9,6 +9,7 @@ use vaina_tests::node::{Node, Options, SOCKET, e2e, e2e_with};
 
 use crate::assert_failed;
 
+// proves: Version, VersionResponse.{version, runtime_name, runtime_version, runtime_api_version}
 #[test]
 fn version_names_the_runtime_and_leaves_nothing_empty() {
     e2e(async |node| {
@@ -21,6 +22,8 @@ fn version_names_the_runtime_and_leaves_nothing_empty() {
     });
 }
 
+// proves: Status, StatusResponse.{status, runtime_handlers}, RuntimeStatus.conditions, RuntimeCondition.{type, status}
+// proves: RuntimeHandler.name
 #[test]
 fn status_reports_both_conditions_and_all_handlers() {
     e2e(async |node| {
@@ -38,6 +41,7 @@ fn status_reports_both_conditions_and_all_handlers() {
     });
 }
 
+// proves: RuntimeConfig, RuntimeConfigResponse.linux, LinuxRuntimeConfiguration.cgroup_driver, CgroupDriver.CGROUPFS
 #[test]
 fn runtime_config_names_the_cgroup_driver() {
     e2e(async |node| {

@@ -30,6 +30,9 @@ use ContainerEventType::{
     ContainerStoppedEvent as Stopped,
 };
 
+// proves: GetContainerEvents
+// proves: ContainerEventResponse.{container_id, container_event_type, created_at, pod_sandbox_status}
+// proves: ContainerEventResponse.containers_statuses, ContainerEventType.*
 #[test]
 fn a_pods_life_is_told_in_order_to_everybody() {
     e2e_cri(async |node| {

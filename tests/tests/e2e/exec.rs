@@ -51,6 +51,7 @@ async fn settled(node: &Node, pod: &Pod, container: &str) -> Result<Vec<String>>
     .await
 }
 
+// proves: ExecSync, ExecSyncRequest.{container_id, cmd}, ExecSyncResponse.{stdout, stderr, exit_code}
 #[test]
 fn streams_are_apart_and_the_exit_code_is_the_commands() {
     e2e_cri(async |node| {
@@ -110,6 +111,7 @@ fn a_command_that_is_missing_is_an_error_that_says_so() {
     });
 }
 
+// proves: ExecSyncRequest.timeout
 #[test]
 fn when_the_time_is_up_all_that_the_command_started_is_killed() {
     e2e_cri(async |node| {
@@ -205,6 +207,7 @@ fn a_child_that_keeps_the_streams_does_not_hold_the_answer() {
     });
 }
 
+// proves: LinuxContainerSecurityContext.{supplemental_groups, no_new_privs}
 #[test]
 fn a_command_is_in_all_that_the_container_is_in() {
     e2e_cri(async |node| {

@@ -17,6 +17,7 @@ async fn runtime_ready(node: &Node) -> Result<RuntimeCondition> {
     ready.context("the condition is there")
 }
 
+// proves: Mount.mount_options, StatusResponse.features, RuntimeFeatures.{mount_options, supplemental_groups_policy}
 #[test]
 fn mount_options_act_and_others_are_refused() {
     e2e_cri(async |node| {
@@ -44,6 +45,7 @@ fn mount_options_act_and_others_are_refused() {
     });
 }
 
+// proves: Capability.add_ambient_capabilities
 #[test]
 fn ambient_capabilities_reach_a_process_without_root() {
     e2e_cri(async |node| {
@@ -63,6 +65,7 @@ fn ambient_capabilities_reach_a_process_without_root() {
     });
 }
 
+// proves: ImageFsInfoResponse.container_filesystems
 #[test]
 fn both_file_systems_are_counted() {
     e2e_cri(async |node| {
@@ -85,6 +88,7 @@ fn both_file_systems_are_counted() {
     });
 }
 
+// proves: RuntimeCondition.{status, reason, message}
 #[test]
 fn a_node_that_can_run_nothing_says_so() {
     e2e(async |node| {

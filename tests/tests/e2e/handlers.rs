@@ -137,6 +137,7 @@ fn containers_are_in_the_shims_namespaces() {
     });
 }
 
+// proves: NamespaceOption.pid, NamespaceMode.POD
 #[test]
 fn a_pod_may_have_one_pid_namespace() {
     each_cri(
@@ -168,6 +169,7 @@ fn a_pod_may_have_one_pid_namespace() {
     );
 }
 
+// proves: ContainerConfig.tty
 #[test]
 fn a_container_may_have_a_terminal() {
     each_cri(as_it_is, async |node, pod, sandbox| {
@@ -236,6 +238,7 @@ fn a_privileged_container_has_all_of_it() {
     });
 }
 
+// proves: Mount.propagation, MountPropagation.*
 #[test]
 fn mounts_pass_on_as_they_are_told_to() {
     each_cri(Pod::privileged, async |node, pod, sandbox| {

@@ -42,6 +42,7 @@ fn import(node: &Node, name: &str, image: &Built) -> Result<()> {
     node.import(&path).map(drop)
 }
 
+// proves: ImageStatusResponse.image
 #[test]
 fn what_is_not_there_is_an_empty_status_and_removed() {
     e2e_cri(async |node| {
@@ -60,6 +61,9 @@ fn what_is_not_there_is_an_empty_status_and_removed() {
     });
 }
 
+// proves: ListImages, ListImagesRequest.filter, ListImagesResponse.images, ImageFilter.image, ImageStatus
+// proves: ImageStatusRequest.{image, verbose}, ImageStatusResponse.{image, info}, ImageSpec.image
+// proves: Image.{id, repo_tags, repo_digests, size, uid, username}
 #[test]
 fn the_status_has_all_that_the_kubelet_reads() {
     e2e_cri(async |node| {
@@ -132,6 +136,7 @@ fn the_list_is_true_at_once() {
     });
 }
 
+// proves: RemoveImage, RemoveImageRequest.image
 #[test]
 fn names_come_and_go_one_by_one() {
     e2e(async |node| {
@@ -240,6 +245,8 @@ fn a_removed_image_stays_for_its_containers() {
     });
 }
 
+// proves: ImageFsInfo, ImageFsInfoResponse.image_filesystems
+// proves: FilesystemUsage.{timestamp, fs_id, used_bytes, inodes_used}, FilesystemIdentifier.mountpoint
 #[test]
 fn the_file_system_is_where_it_is_said_and_counts_what_is_on_it() {
     e2e(async |node| {
@@ -278,6 +285,7 @@ fn the_file_system_is_where_it_is_said_and_counts_what_is_on_it() {
     });
 }
 
+// proves: PullImage, PullImageRequest.image, PullImageResponse.image_ref, ContainerStatus.{image, image_ref, image_id}
 #[test]
 fn a_pulls_answer_is_the_image_of_a_container() {
     e2e_cri(async |node| {

@@ -51,6 +51,7 @@ fn assert_records(found: &[Vec<u8>], expected: &[&[u8]]) {
     assert!(found.iter().map(Vec::as_slice).eq(expected.iter().copied()), "same lengths, other bytes");
 }
 
+// proves: PodSandboxConfig.log_directory, ContainerConfig.log_path, ContainerStatus.log_path
 #[test]
 fn each_line_is_a_record_of_its_stream() {
     e2e_cri(async |node| {
@@ -123,6 +124,7 @@ fn the_file_is_there_when_the_start_returns() {
     });
 }
 
+// proves: ReopenContainerLog, ReopenContainerLogRequest.container_id
 #[test]
 fn rotation_loses_and_doubles_nothing() {
     e2e_cri(async |node| {

@@ -158,6 +158,7 @@ fn a_pod_has_an_address_a_route_and_a_loopback_of_its_own() {
     });
 }
 
+// proves: PodSandboxConfig.port_mappings, PortMapping.{protocol, container_port, host_port}, Protocol.{TCP, UDP}
 #[test]
 fn a_host_port_leads_to_the_pod_from_everywhere() {
     e2e_cri(async |node| {
@@ -200,6 +201,7 @@ fn a_host_port_leads_to_the_pod_from_everywhere() {
     });
 }
 
+// proves: PortMapping.host_ip
 #[test]
 fn a_host_port_may_be_at_one_address_only() {
     e2e_cri(async |node| {
@@ -288,6 +290,7 @@ fn what_pods_send_to_other_hosts_comes_from_the_node() {
     });
 }
 
+// proves: NamespaceOption.network, NamespaceMode.NODE
 #[test]
 fn a_pod_in_the_nodes_network_has_no_address_of_its_own() {
     e2e_cri(async |node| {
@@ -413,6 +416,7 @@ fn rules_that_somebody_flushed_come_back() {
     });
 }
 
+// proves: StatusRequest.verbose, StatusResponse.info
 #[test]
 fn a_firewall_that_drops_the_pods_traffic_is_named() {
     e2e(async |node| {

@@ -119,6 +119,7 @@ fn of_an_index_this_machines_image_is_taken() {
     });
 }
 
+// proves: PullImageRequest.auth, AuthConfig.{username, password, auth, server_address}
 #[test]
 fn basic_authentication_lets_in_who_knows_the_password() {
     e2e(async |node| {
@@ -128,6 +129,7 @@ fn basic_authentication_lets_in_who_knows_the_password() {
     });
 }
 
+// proves: PullImageRequest.auth, AuthConfig.{username, password, auth, server_address}
 #[test]
 fn token_authentication_lets_in_who_knows_the_password() {
     e2e(async |node| {

@@ -26,6 +26,12 @@ async fn list(node: &Node, filter: PodSandboxFilter) -> Result<Vec<cri::PodSandb
     Ok(node.cri().list_pod_sandbox(ListPodSandboxRequest { filter: Some(filter) }).await?.items)
 }
 
+// proves: RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, RunPodSandboxRequest.config
+// proves: RunPodSandboxResponse.pod_sandbox_id, StopPodSandboxRequest.pod_sandbox_id
+// proves: RemovePodSandboxRequest.pod_sandbox_id, PodSandboxStatusRequest.pod_sandbox_id
+// proves: PodSandboxStatusResponse.status
+// proves: PodSandboxStatus.{id, metadata, state, created_at, network, labels, annotations}, PodSandboxNetworkStatus.ip
+// proves: PodSandboxConfig.{metadata, labels, annotations}, PodSandboxState.*
 #[test]
 fn a_pod_is_run_stopped_and_removed() {
     e2e_cri(async |node| {
@@ -74,6 +80,7 @@ fn unknown_ids_are_done_or_not_found() {
     });
 }
 
+// proves: PodSandboxFilter.id
 #[test]
 fn a_unique_prefix_of_an_id_is_enough() {
     e2e_cri(async |node| {
@@ -89,6 +96,8 @@ fn a_unique_prefix_of_an_id_is_enough() {
     });
 }
 
+// proves: ListPodSandbox, ListPodSandboxRequest.filter, ListPodSandboxResponse.items
+// proves: PodSandboxFilter.{id, state, label_selector}, PodSandboxStateValue.state
 #[test]
 fn filters_narrow_each_other() {
     e2e_cri(async |node| {
@@ -269,6 +278,7 @@ fn a_pod_without_what_identifies_it_is_refused() {
     });
 }
 
+// proves: RunPodSandboxRequest.runtime_handler
 #[test]
 fn an_unknown_runtime_handler_is_named() {
     e2e_cri(async |node| {
@@ -282,6 +292,8 @@ fn an_unknown_runtime_handler_is_named() {
     });
 }
 
+// proves: PodSandboxConfig.{hostname, dns_config, linux}, DNSConfig.{servers, searches, options}
+// proves: LinuxPodSandboxConfig.sysctls
 #[test]
 fn hostname_names_files_and_sysctls_are_the_pods() {
     e2e_cri(async |node| {
@@ -321,6 +333,7 @@ fn hostname_names_files_and_sysctls_are_the_pods() {
     });
 }
 
+// proves: PodSandboxStatusRequest.verbose, PodSandboxStatusResponse.info
 #[test]
 fn verbose_status_carries_what_tools_read() {
     e2e(async |node| {

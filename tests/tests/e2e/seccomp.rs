@@ -64,6 +64,8 @@ const REFUSED_WITHOUT_ADMIN: [&str; 12] = [
     "userfaultfd",
 ];
 
+// proves: LinuxContainerSecurityContext.seccomp, SecurityProfile.profile_type
+// proves: SecurityProfile.ProfileType.RuntimeDefault
 #[test]
 fn the_default_profile_refuses_what_leads_out() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -105,6 +107,7 @@ fn a_filter_is_that_of_later_commands_too() {
     });
 }
 
+// proves: SecurityProfile.profile_type, SecurityProfile.ProfileType.Unconfined
 #[test]
 fn without_a_profile_all_calls_are_the_kernels() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -128,6 +131,8 @@ fn refusing(call: &str, errno: u32) -> String {
     json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] }).to_string()
 }
 
+// proves: LinuxContainerSecurityContext.{seccomp, seccomp_profile_path}, SecurityProfile.localhost_ref
+// proves: SecurityProfile.ProfileType.Localhost
 #[test]
 fn a_profile_of_the_host_acts() {
     each(as_it_is, async |node, pod, sandbox| {

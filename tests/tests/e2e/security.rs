@@ -22,6 +22,7 @@ fn joining(name: &str, target: &str) -> Container {
     container
 }
 
+// proves: LinuxContainerSecurityContext.namespace_options, NamespaceOption.{pid, target_id}, NamespaceMode.TARGET
 #[test]
 fn a_container_may_join_the_processes_of_another() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -40,6 +41,7 @@ fn a_container_may_join_the_processes_of_another() {
     });
 }
 
+// proves: NamespaceOption.target_id
 #[test]
 fn a_container_to_be_joined_must_run_in_the_same_pod() {
     e2e(async |node| {
@@ -76,6 +78,8 @@ async fn ids(node: &mut Node, sandbox: &str, pod: &Pod, container: Container) ->
     Ok((text.replace('\n', " ").trim_end().to_owned(), format!("{} {} {}", user.uid, user.gid, groups.join(","))))
 }
 
+// proves: LinuxContainerSecurityContext.{supplemental_groups, supplemental_groups_policy}, SupplementalGroupsPolicy.*
+// proves: ContainerStatus.user, ContainerUser.linux, LinuxContainerUser.{uid, gid, supplemental_groups}
 #[test]
 fn groups_are_merged_with_those_of_the_image_or_not() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -93,6 +97,8 @@ fn groups_are_merged_with_those_of_the_image_or_not() {
     });
 }
 
+// proves: LinuxContainerSecurityContext.{run_as_user, run_as_group, run_as_username}, ContainerStatus.user
+// proves: LinuxContainerUser.{uid, gid}
 #[test]
 fn the_user_has_a_number_or_a_name_and_any_group() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -118,6 +124,7 @@ fn the_user_has_a_number_or_a_name_and_any_group() {
     });
 }
 
+// proves: LinuxContainerSecurityContext.no_new_privs
 #[test]
 fn new_privileges_are_to_be_had_or_not() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -138,6 +145,7 @@ fn new_privileges_are_to_be_had_or_not() {
     });
 }
 
+// proves: LinuxContainerSecurityContext.{masked_paths, readonly_paths}
 #[test]
 fn paths_are_hidden_and_read_only_as_listed() {
     each(as_it_is, async |node, pod, sandbox| {
@@ -159,6 +167,7 @@ fn paths_are_hidden_and_read_only_as_listed() {
     });
 }
 
+// proves: RunPodSandboxRequest.runtime_handler, PodSandboxStatus.runtime_handler, PodSandbox.runtime_handler
 #[test]
 fn a_pod_says_its_handler_wherever_it_is_shown() {
     each(as_it_is, async |node, pod, sandbox| {

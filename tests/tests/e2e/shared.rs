@@ -23,6 +23,7 @@ fn namespace(pid: u32, kind: &str) -> Result<String> {
     Ok(fs::read_link(&link).with_context(|| link.clone())?.to_string_lossy().into_owned())
 }
 
+// proves: NamespaceMode.CONTAINER
 #[test]
 fn containers_are_in_the_shims_namespaces_and_not_in_the_nodes() {
     e2e_cri(async |node| {
@@ -186,6 +187,7 @@ fn semaphores_and_memory_are_shared_in_a_pod_and_not_between_pods() {
     });
 }
 
+// proves: NamespaceOption.ipc, LinuxSandboxSecurityContext.namespace_options
 #[test]
 fn a_pod_in_the_nodes_ipc_namespace_shares_it_with_the_node() {
     e2e_cri(async |node| {
@@ -288,6 +290,7 @@ fn volumes_of_one_container_propagate_each_as_it_says() {
     });
 }
 
+// proves: Mount.recursive_read_only
 #[test]
 fn a_recursively_read_only_volume_is_so_below_other_mounts_too() {
     e2e_cri(async |node| {

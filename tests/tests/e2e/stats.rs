@@ -44,6 +44,14 @@ async fn listed(node: &Node, filter: ContainerStatsFilter) -> Result<Vec<String>
     Ok(ids)
 }
 
+// proves: ContainerStats, ContainerStatsRequest.container_id, ContainerStatsResponse.stats
+// proves: ContainerStats.{attributes, cpu, memory, writable_layer}
+// proves: ContainerAttributes.{id, metadata, labels, annotations}
+// proves: CpuUsage.{timestamp, usage_core_nano_seconds, usage_nano_cores}, UInt64Value.value
+// proves: MemoryUsage.{timestamp, working_set_bytes, available_bytes, usage_bytes, rss_bytes, page_faults}
+// proves: PodSandboxStats, PodSandboxStatsRequest.pod_sandbox_id, PodSandboxStatsResponse.stats
+// proves: PodSandboxStats.{attributes, linux}, PodSandboxAttributes.metadata
+// proves: LinuxPodSandboxStats.{cpu, memory, process, containers}, ProcessUsage.process_count
 #[test]
 fn a_containers_load_shows() {
     e2e_cri(async |node| {
@@ -111,6 +119,8 @@ fn a_containers_load_shows() {
     });
 }
 
+// proves: LinuxPodSandboxStats.network, NetworkUsage.default_interface
+// proves: NetworkInterfaceUsage.{name, rx_bytes, tx_bytes}
 #[test]
 fn a_pods_traffic_shows_and_the_nodes_does_not() {
     e2e_cri(async |node| {
@@ -143,6 +153,10 @@ fn a_pods_traffic_shows_and_the_nodes_does_not() {
     });
 }
 
+// proves: ListContainerStats, ListContainerStatsRequest.filter, ListContainerStatsResponse.stats
+// proves: ContainerStatsFilter.{id, pod_sandbox_id, label_selector}, ListPodSandboxStats
+// proves: ListPodSandboxStatsRequest.filter, ListPodSandboxStatsResponse.stats
+// proves: PodSandboxStatsFilter.{id, label_selector}, PodSandboxAttributes.id
 #[test]
 fn conditions_of_a_filter_are_met_together() {
     e2e_cri(async |node| {
@@ -242,6 +256,10 @@ fn a_group_that_pods_share_is_nobodys() {
     });
 }
 
+// proves: ListMetricDescriptors, ListMetricDescriptorsResponse.descriptors, MetricDescriptor.{name, label_keys}
+// proves: ListPodSandboxMetrics, ListPodSandboxMetricsResponse.pod_metrics
+// proves: PodSandboxMetrics.{pod_sandbox_id, metrics, container_metrics}, ContainerMetrics.{container_id, metrics}
+// proves: Metric.{name, label_values, value}
 #[test]
 fn metrics_have_cadvisors_names_and_labels() {
     e2e_cri(async |node| {

@@ -99,6 +99,7 @@ fn only_the_main_process_is_asked() {
     });
 }
 
+// proves: ContainerConfig.stop_signal, ContainerStatus.stop_signal
 #[test]
 fn the_stop_signal_is_the_containers_or_the_images() {
     e2e_cri(async |node| {
@@ -141,6 +142,7 @@ fn the_stop_signal_is_the_containers_or_the_images() {
     });
 }
 
+// proves: StopContainerRequest.timeout
 #[test]
 fn who_outlives_the_grace_period_is_killed() {
     e2e_cri(async |node| {
@@ -175,6 +177,7 @@ fn who_outlives_the_grace_period_is_killed() {
     });
 }
 
+// proves: StopContainerRequest.timeout
 #[test]
 fn without_grace_nobody_is_asked() {
     e2e_cri(async |node| {

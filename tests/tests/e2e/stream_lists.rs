@@ -26,6 +26,12 @@ async fn gather<M: Message, I>(
     Ok((all, messages))
 }
 
+// proves: StreamPodSandboxes, StreamPodSandboxesRequest.filter, StreamPodSandboxesResponse.pod_sandboxes
+// proves: StreamContainers, StreamContainersRequest.filter, StreamContainersResponse.containers, StreamContainerStats
+// proves: StreamContainerStatsRequest.filter, StreamContainerStatsResponse.container_stats, StreamPodSandboxStats
+// proves: StreamPodSandboxStatsResponse.pod_sandbox_stats, StreamPodSandboxMetrics
+// proves: StreamPodSandboxMetricsResponse.pod_sandbox_metrics, StreamImages, StreamImagesRequest.filter
+// proves: StreamImagesResponse.images
 #[test]
 fn streams_answer_what_lists_answer() {
     e2e_cri(async |node| {

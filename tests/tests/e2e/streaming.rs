@@ -71,6 +71,7 @@ async fn wait_processes(node: &Node, id: &str, name: &str, count: usize) -> Resu
     .await
 }
 
+// proves: Exec, ExecRequest.{container_id, cmd, stdout, stderr}, ExecResponse.url
 #[test]
 fn exec_has_streams_apart_and_the_commands_exit_code() {
     e2e_cri(async |node| {
@@ -99,6 +100,7 @@ fn exec_has_streams_apart_and_the_commands_exit_code() {
     });
 }
 
+// proves: ExecRequest.stdin
 #[test]
 fn execs_stdin_arrives_whole_and_ends() {
     e2e_cri(async |node| {
@@ -132,6 +134,7 @@ fn execs_stdin_arrives_whole_and_ends() {
     });
 }
 
+// proves: ExecRequest.tty
 #[test]
 fn execs_terminal_is_one() {
     e2e_cri(async |node| {
@@ -245,6 +248,7 @@ fn many_execs_run_at_once() {
     });
 }
 
+// proves: ExecRequest.{stdin, stdout, stderr}, AttachRequest.{stdin, stdout, stderr, tty}
 #[test]
 fn what_can_not_be_is_refused() {
     e2e_cri(async |node| {
@@ -316,6 +320,8 @@ fn an_address_is_good_once_and_for_what_it_was_made() {
     });
 }
 
+// proves: Attach, AttachRequest.{container_id, stdin, stdout, stderr}, AttachResponse.url
+// proves: ContainerConfig.{stdin, stdin_once}
 #[test]
 fn attached_clients_see_what_comes_and_one_writes() {
     e2e_cri(async |node| {
@@ -351,6 +357,7 @@ fn attached_clients_see_what_comes_and_one_writes() {
     });
 }
 
+// proves: ContainerConfig.stdin_once
 #[test]
 fn stdin_that_is_not_for_one_client_outlives_it() {
     e2e_cri(async |node| {
@@ -375,6 +382,7 @@ fn stdin_that_is_not_for_one_client_outlives_it() {
     });
 }
 
+// proves: AttachRequest.tty, ContainerConfig.tty
 #[test]
 fn a_containers_terminal_is_attached_to() {
     e2e_cri(async |node| {
@@ -445,6 +453,7 @@ fn exchange(port: u16, text: &[u8]) -> Result<Vec<u8>> {
     Ok(answer)
 }
 
+// proves: PortForward, PortForwardRequest.pod_sandbox_id, PortForwardResponse.url
 #[test]
 fn ports_are_forwarded() {
     e2e_cri(async |node| {
@@ -550,6 +559,7 @@ impl Channels {
     }
 }
 
+// proves: PortForwardRequest.port
 #[test]
 fn channels_serve_other_clients() {
     e2e_cri(async |node| {

@@ -108,6 +108,9 @@ async fn limits_change(handler: &'static str, node: &mut Node) -> Result<()> {
     Ok(())
 }
 
+// proves: UpdateContainerResources, UpdateContainerResourcesRequest.{container_id, linux}
+// proves: LinuxContainerResources.{memory_limit_in_bytes, cpu_quota, cpu_shares, oom_score_adj, cpuset_cpus}
+// proves: ContainerStatus.resources, ContainerResources.linux
 #[test]
 fn a_running_container_gets_new_limits() {
     e2e(async |node| limits_change("", node).await);
@@ -207,6 +210,7 @@ fn what_the_kernel_refuses_leaves_nothing_half_done() {
 }
 
 /// Runtimes forget these in an update.
+// proves: LinuxContainerResources.{hugepage_limits, unified}, HugepageLimit.{page_size, limit}
 #[test]
 fn huge_pages_and_single_files_are_set_too() {
     e2e_cri(async |node| {
@@ -235,6 +239,8 @@ fn huge_pages_and_single_files_are_set_too() {
     });
 }
 
+// proves: UpdatePodSandboxResources, UpdatePodSandboxResourcesRequest.{pod_sandbox_id, resources}
+// proves: LinuxPodSandboxConfig.{resources, overhead}
 #[test]
 fn a_pod_of_ours_is_limited_and_a_kubelets_is_remembered() {
     e2e(async |node| {
