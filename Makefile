@@ -172,6 +172,10 @@ critest: deps cgroups shim critest-tools ## The conformance suite of the Kuberne
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test conformance -- --nocapture $(TESTS) 2>&1 | tee -a $(LOG)
 
+.PHONY: conformance-report
+conformance-report: deps ## Writes docs/conformance.md: which test proves which row of CRI v1
+	$(CARGO) run $(LOCKED) --quiet -p vaina-tests --bin vaina-conformance
+
 .PHONY: critest-full
 critest-full: deps cgroups shim critest-tools ## The same over SPDY and WebSocket, with our runtime and crun (root)
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
