@@ -275,6 +275,7 @@ impl<'a> Walk<'a> {
             bundle: &self.container.bundle(&self.app.config.state),
             rootfs: vec![rootfs],
             volumes: self.bundle_mounts().await?,
+            owner: self.container.sandbox.user_namespace().map_or((0, 0), |user| user.root()),
             terminal: config.tty,
             log_path: self.container.log_path(),
             stdin: config.stdin,

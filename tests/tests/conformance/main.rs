@@ -31,7 +31,6 @@ const CONFIG: &str = "[image]\nregistries = '/run/registries'\n[cgroup]\nparent 
 /// Words of specs that this machine can't run, and why.
 const SKIPS: &[(&str, &str)] = &[
     ("AppArmor", "the kernel of this machine has no AppArmor; they run in the guest"),
-    ("UserNamespaces", "user namespaces are not supported yet, and a pod that asks for one is refused"),
     ("SELinux", "the kernel of this machine has no SELinux"),
     ("benchmark", "timings are not asserted; the project measures with `make bench`"),
     (
@@ -104,8 +103,8 @@ fn suite(arguments: &'static [&'static str]) {
     );
 }
 
-/// All that a machine like this can run, but for those of user namespaces.
-const LEAST: usize = 101;
+/// All that a machine like this can run.
+const LEAST: usize = 107;
 
 fn run(node: &Node, program: &Path, arguments: &[&str]) -> Result<Report> {
     let json = node.directory().join("critest.json");
