@@ -132,9 +132,15 @@ unit: deps ## Unit tests, part tests and the planner's simulation (root)
 	$(CARGO) test $(LOCKED) -p vaina-tests --lib --bins 2>&1 | tee -a $(LOG)
 
 .PHONY: e2e
-e2e: deps cgroups shim tools ## End-to-end tests: real daemon, shim, containers and registry (root)
+e2e: deps cgroups shim tools ## End-to-end tests (root); ENDPOINT=containerd-runc or containerd-crun: those of the CRI alone, against it
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
+ifdef ENDPOINT
+	@$(MAKE) --no-print-directory peers
+	$(CARGO) build $(LOCKED) -p vaina-tests --bins
+	VAINA_BIN=$(TEST_VAINA) VAINA_CONTAINERD=$(PEERS) CARGO=$(CARGO) $(OUT)/debug/vaina-peer $(ENDPOINT) $(TESTS)
+else
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test e2e -- $(TESTS) 2>&1 | tee -a $(LOG)
+endif
 
 .PHONY: fault
 fault: deps cgroups shim ## Kills daemon, shims and runtimes at any moment of a pod's life (root; VAINA_FAULT_ROUNDS, VAINA_FAULT_SEED)
@@ -222,7 +228,7 @@ test-vm: export VAINA_BIN = $(abspath $(OUT)/guest/vaina)
 # The guest's processor is emulated.
 test-vm: export VAINA_TEST_PATIENCE ?= 10
 test-vm: export CARGO := $(CARGO)
-test-vm: vm-programs ## Groups of tests in a Debian guest with systemd and cgroup v2: GROUPS="e2e-cgroup2" (root)
+test-vm: vm-programs tools ## Groups of tests in a Debian guest with systemd and cgroup v2: GROUPS="e2e-cgroup2" (root)
 	@mkdir -p target/vm && : > $(LOG)
 	$(GUEST) test $(GROUPS) --results target/vm -- $(TESTS) 2>&1 | tee -a $(LOG)
 	@$(call summary)
@@ -231,6 +237,20 @@ test-vm: vm-programs ## Groups of tests in a Debian guest with systemd and cgrou
 vm-shell: ## A root shell in the guest that GROUP="e2e-cgroup2" has left (root)
 	@[ -x $(GUEST) ] || { echo "no group has run yet: make test-vm" >&2; exit 1; }
 	$(GUEST) shell target/vm/$(or $(GROUP),e2e-cgroup2)
+
+# containerd's default seccomp profile, which ours is compared with; it depends on the architecture that asks.
+SECCOMP_DEBS := qemu-user-static
+
+.PHONY: seccomp-reference
+seccomp-reference: ## Prints containerd's seccomp profile anew into tests/seccomp, for the comparison in the unit tests (root)
+	@$(call debs,$(SECCOMP_DEBS))
+	@mkdir -p $(TOOLS)/seccomp
+	cd tests/seccomp && export CGO_ENABLED=0 && for arch in amd64 arm64; do \
+		GOARCH=$$arch go build -o $(TOOLS)/seccomp/reference-$$arch . ; \
+	done
+	cd tests/seccomp && calls=$$(go list -m -f '{{.Dir}}' golang.org/x/sys) && \
+		$(TOOLS)/seccomp/reference-amd64 $$calls > amd64.json && qemu-aarch64-static $(TOOLS)/seccomp/reference-arm64 $$calls > arm64.json
+	$(CARGO) test $(LOCKED) -p vaina-cri-server --lib -- --nocapture containerds
 
 CARGO_FUZZ := 0.13.2
 FUZZ := $(TOOLS)/bin/cargo-fuzz
