@@ -39,6 +39,9 @@ pub(crate) struct Triple {
     pub(crate) stderr: Stdio,
 }
 
+/// User and group that own what a process starts with; both 0 for whoever made it.
+pub(crate) type Owner = (u32, u32);
+
 /// A log file that both streams write, and that is reopened under them.
 pub(crate) type SharedLog = Arc<Mutex<LogFile>>;
 
@@ -116,7 +119,7 @@ pub(crate) enum Input {
 }
 
 /// Streams that stay in the shim: a CRI log file has them, if there is one, and clients that attach.
-pub(crate) fn kept(log: Option<&Path>, input: Input) -> io::Result<(Triple, Pumps)> {
+pub(crate) fn kept(log: Option<&Path>, input: Input, owner: Owner) -> io::Result<(Triple, Pumps)> {
     let log = open_log(log)?;
     let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (stderr, stderr_write) = pipe2(OFlag::O_CLOEXEC)?;
@@ -131,8 +134,12 @@ pub(crate) fn kept(log: Option<&Path>, input: Input) -> io::Result<(Triple, Pump
     } else {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         pumps.stdin = Some(Stdin::new(write, input == Input::Once)?);
+        give(&read, owner)?;
         Stdio::from(read)
     };
+    for writer in [&stdout_write, &stderr_write] {
+        give(writer, owner)?;
+    }
     Ok((Triple { stdin, stdout: stdout_write.into(), stderr: stderr_write.into() }, pumps))
 }
 
@@ -202,16 +209,29 @@ impl Drop for LogSink {
 /// Streams of a client, as containerd names them: a FIFO's path, `file:///path`, or empty for none.
 ///
 /// The process gets the descriptors themselves; nothing is copied. A FIFO is opened so that neither side has to be there first.
-pub(crate) fn passed(stdin: &str, stdout: &str, stderr: &str) -> io::Result<Triple> {
+pub(crate) fn passed(stdin: &str, stdout: &str, stderr: &str, owner: Owner) -> io::Result<Triple> {
+    let reader = if stdin.is_empty() { None } else { Some(open_reader(Path::new(stdin))?) };
     Ok(Triple {
-        stdin: if stdin.is_empty() { Stdio::null() } else { open_reader(Path::new(stdin))?.into() },
-        stdout: writer(stdout)?,
-        stderr: writer(stderr)?,
+        stdin: own(reader, owner)?,
+        stdout: own(open_writer(stdout)?, owner)?,
+        stderr: own(open_writer(stderr)?, owner)?,
     })
 }
 
-fn writer(uri: &str) -> io::Result<Stdio> {
-    Ok(open_writer(uri)?.map_or_else(Stdio::null, Stdio::from))
+fn own(stream: Option<File>, owner: Owner) -> io::Result<Stdio> {
+    let Some(stream) = stream else { return Ok(Stdio::null()) };
+    give(&stream, owner)?;
+    Ok(stream.into())
+}
+
+/// Only pipes: a file that is a stream is the client's.
+fn give(stream: impl AsFd, (uid, gid): Owner) -> io::Result<()> {
+    use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
+    let is_pipe = FileType::from_raw_mode(fstat(&stream)?.st_mode) == FileType::Fifo;
+    if is_pipe && (uid, gid) != (0, 0) {
+        fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    }
+    Ok(())
 }
 
 fn open_writer(uri: &str) -> io::Result<Option<File>> {

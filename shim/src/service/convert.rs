@@ -40,6 +40,8 @@ pub(super) fn create(pod: &Pod, request: CreateTaskRequest) -> Result<Create> {
                 binary_name: options.binary_name,
                 root: options.root,
                 systemd_cgroup: options.systemd_cgroup,
+                io_uid: options.io_uid,
+                io_gid: options.io_gid,
                 ..TaskOptions::default()
             }
         }
@@ -96,6 +98,7 @@ pub(super) fn create(pod: &Pod, request: CreateTaskRequest) -> Result<Create> {
         } else {
             Streams::Passed
         },
+        owner: (options.io_uid, options.io_gid),
         runtime: pod.runtime(&options.binary_name, &options.root, options.systemd_cgroup),
     })
 }
