@@ -48,7 +48,7 @@ fn a_pod_whose_file_changes_is_replaced_by_one_with_its_name() {
 /// A pod that hears the signal to end and stays; it is withdrawn, and has heard.
 async fn ending(kubelet: &mut Kubelet) -> Result<Log> {
     let script = "trap 'echo told' TERM; echo begun; while true; do sleep 1 & wait $!; done";
-    kubelet.apply("stays", &manifest("stays", 20, script))?;
+    kubelet.apply("stays", &manifest("stays", 10, script))?;
     let mut log = Log::open(&kubelet.wait_ready("stays").await?, "c")?;
     kubelet.withdraw("stays")?;
     wait::until("it is told", async || Ok((log.text()? == "begun\ntold\n").then_some(()))).await?;
