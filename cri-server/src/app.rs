@@ -174,6 +174,9 @@ impl App {
         blocking(move || {
             for directory in &standing {
                 fs::create_dir_all(directory).map_err(at("make directory", directory))?;
+                // Nobody lists them; the root of a user namespace, who is anybody here, gets through to what is its own.
+                let searched = fs::Permissions::from_mode(0o711);
+                fs::set_permissions(directory, searched).map_err(at("set mode of", directory))?;
             }
             group.create().map_err(at("make control group", Path::new(&parent)))?;
             prepare_bundles(&container::steps::bundles(&state))?;
@@ -331,6 +334,7 @@ fn lock_state(state: &Path) -> Result<File, StartError> {
 /// namespaces that keep the propagation of everything else, and must not show on the host.
 fn prepare_bundles(bundles: &Path) -> Result<(), StartError> {
     fs::create_dir_all(bundles).map_err(at("make directory", bundles))?;
+    fs::set_permissions(bundles, fs::Permissions::from_mode(0o711)).map_err(at("set mode of", bundles))?;
     let make_private = || {
         let bundles = fs::canonicalize(bundles)?;
         let table = mount::table()?;

@@ -557,6 +557,51 @@ mod root {
     }
 
     #[test]
+    fn a_user_namespace_has_the_container_its_execs_and_the_owners_of_its_mounts() {
+        both(|runtime| {
+            // Neither Debian's runc nor the library knows mounts with other owners.
+            if !runtime.own {
+                return;
+            }
+            assert!(runtime.ok(&["features"]).contains(r#""idmap":{"enabled":true}"#));
+            let map = json!([{ "containerID": 0, "hostID": 300_000, "size": 1000 }]);
+            let mut bundle =
+                runtime.bundle(&["sh", "-c", "stat -c %u /v/file /plain/file; id -u; echo x > /v/new; sleep 1000"]);
+            let volume = bundle.path.join("volume");
+            fs::create_dir(&volume).unwrap();
+            fs::write(volume.join("file"), "").unwrap();
+            for directory in [runtime.dir.path(), &bundle.path] {
+                fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).unwrap();
+            }
+            std::os::unix::fs::chown(bundle.path.join("rootfs"), Some(300_000), Some(300_000)).unwrap();
+            let linux = &mut bundle.config["linux"];
+            linux["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+            linux["uidMappings"] = map.clone();
+            linux["gidMappings"] = map.clone();
+            let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+            mounts.push(json!({ "destination": "/v", "type": "bind", "source": volume, "options": ["rbind"],
+                "uidMappings": map, "gidMappings": map }));
+            mounts.push(json!({ "destination": "/plain", "type": "bind", "source": volume, "options": ["bind"] }));
+            let pid = bundle.run();
+            let out = || fs::read_to_string(bundle.path.join("out")).unwrap();
+            eventually("written", || volume.join("new").exists());
+            assert_eq!(out(), "0\n65534\n0\n");
+            assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), 300_000);
+            assert_eq!(fs::metadata(volume.join("new")).unwrap().uid(), 0);
+            let process = json!({ "user": { "uid": 7, "gid": 8, "additionalGids": [9] }, "cwd": "/", "env": ["PATH=/bin"],
+                "args": ["sh", "-c", "id -u; id -G; cat /proc/self/uid_map; head -n 60 /proc/self/status"] });
+            let said = text(&bundle.exec(&process));
+            let mut lines = said.lines();
+            assert_eq!((lines.next(), lines.next()), (Some("7"), Some("8 9")), "{said}");
+            let map: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+            assert_eq!(map, ["0", "300000", "1000"]);
+            // Joining gives all capabilities of the namespace. The container has KILL and CHOWN, and this user none.
+            assert!(said.contains("CapBnd:\t0000000000000021") && said.contains("CapEff:\t0000000000000000"), "{said}");
+            bundle.delete();
+        });
+    }
+
+    #[test]
     fn a_container_can_not_write_the_runtimes_executable() {
         let hash = || fs::read(OWN).unwrap();
         let before = (hash(), fs::metadata(OWN).unwrap().mtime_nsec());

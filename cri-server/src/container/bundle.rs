@@ -156,7 +156,7 @@ pub(super) async fn rewrite_limits(
         spec["linux"]["resources"]["devices"] = devices;
         spec["process"]["oomScoreAdj"] = oom_score_adj.into();
         let text = serde_json::to_vec(&spec).map_err(BundleError::Encode)?;
-        vaina_sys::fs::write_atomic(&path, &text, 0o644, false).map_err(at("write", &path))
+        vaina_sys::fs::write_atomic(&path, &text, 0o600, false).map_err(at("write", &path))
     })
     .await
 }
@@ -297,7 +297,8 @@ impl Work {
         fs::set_permissions(&self.bundle, searched).map_err(at("set mode of", &self.bundle))?;
         let text = serde_json::to_vec(&spec).map_err(BundleError::Encode)?;
         let path = self.bundle.join("config.json");
-        fs::write(&path, text).map_err(at("write", &path))?;
+        // It holds the environment, which is nobody's business.
+        vaina_sys::fs::write_atomic(&path, &text, 0o600, false).map_err(at("write", &path))?;
         // Those of devices are among them.
         let groups = spec.process().as_ref().and_then(|process| process.user().additional_gids().clone());
         Ok(User { uid: user.uid, gid: user.gid, groups: groups.unwrap_or_default() })

@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -39,15 +39,26 @@ pub(super) fn maps(mappings: &Option<Vec<LinuxIdMapping>>) -> Option<Vec<IdMap>>
     mappings.as_ref().filter(|all| !all.is_empty()).map(|all| all.iter().map(map).collect())
 }
 
-/// The namespace itself, or one with the same mapping if the library is to make it.
-pub(super) fn open(spec: &Spec) -> io::Result<Option<OwnedFd>> {
-    match path(spec) {
-        None => Ok(None),
-        Some(path) if path.as_os_str().is_empty() => {
-            ids(spec).map(|ids| userns::create(&ids.uids, &ids.gids)).transpose()
-        }
-        Some(path) => Ok(Some(File::open(path)?.into())),
+/// Makes the namespace if the configuration wants a new one, and says there where it is as long as the answer is open: with one
+/// that it makes itself the library insists on systemd for control groups.
+pub(super) fn make(spec: &mut Spec) -> io::Result<Option<OwnedFd>> {
+    if path(spec).is_none_or(|path| !path.as_os_str().is_empty()) {
+        return Ok(None);
     }
+    let ids = ids(spec).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidInput, "a new user namespace needs uidMappings and gidMappings")
+    })?;
+    let user = userns::create(&ids.uids, &ids.gids)?;
+    let namespaces = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten().filter(|one| one.typ() == LinuxNamespaceType::User) {
+        namespace.set_path(Some(format!("/proc/self/fd/{}", user.as_raw_fd()).into()));
+    }
+    Ok(Some(user))
+}
+
+/// The namespace itself.
+pub(super) fn open(spec: &Spec) -> io::Result<Option<OwnedFd>> {
+    path(spec).map(|path| Ok(File::open(path)?.into())).transpose()
 }
 
 /// Gives the pipes on the standard streams to the process's user, who could write to them and yet not open them as

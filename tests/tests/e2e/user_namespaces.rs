@@ -92,7 +92,13 @@ fn root_inside_is_anybody_outside_and_owns_its_files() {
 
 #[test]
 fn containers_share_the_namespace_and_its_others_belong_to_it() {
-    each(mapped, async |node, pod, sandbox| {
+    let with_sysctls = |pod: Pod| {
+        let mut pod = mapped(pod);
+        let sysctls = [("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_local_port_range", "2000 3000")];
+        pod.linux().sysctls.extend(sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        pod
+    };
+    each(with_sysctls, async |node, pod, sandbox| {
         let script = "echo s > /dev/shm/s; echo page > /tmp/index.html; httpd -p 80 -h /tmp; echo up; sleep 1000";
         let one = node.start(sandbox, pod, &container(pod, "one", script).user(5)).await?;
         node.wait_log(&one, "up").await?;
@@ -116,6 +122,8 @@ fn containers_share_the_namespace_and_its_others_belong_to_it() {
             node.sh(&two, "cat /proc/sys/net/ipv4/ping_group_range").await?.split_whitespace().nth(1),
             Some("65535")
         );
+        let sysctls = "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/ip_local_port_range";
+        assert_eq!(node.sh(&two, sysctls).await?.split_whitespace().collect::<Vec<_>>(), ["1", "2000", "3000"]);
         // Root there rules the pod's network.
         let mut ruler = container(pod, "ruler", "ip link set lo mtu 1400 && cat /sys/class/net/lo/mtu");
         ruler = ruler.capabilities(&["NET_ADMIN"], &[]);
