@@ -158,6 +158,33 @@ fn the_nodes_network_comes_with_its_name() {
 }
 
 #[test]
+fn a_user_namespace_is_joined_and_volumes_are_bound_from_where_they_are_mapped() {
+    let map = vaina_sys::userns::IdMap { inside: 0, outside: 1000, length: 5 };
+    let mapping = vaina_proto::cri::IdMapping { host_id: 1000, container_id: 0, length: 5 };
+    let mut case = Case { user_namespace: Some(UserNamespace { uids: map, gids: map }), ..Case::default() };
+    let volume = |target: &str| Mount { container_path: target.into(), host_path: "/srv".into(), ..Mount::default() };
+    let mapped = Mount { uid_mappings: vec![mapping], gid_mappings: vec![mapping], ..volume("/mapped") };
+    case.container.mounts = vec![volume("/plain"), mapped];
+    let spec = case.build().unwrap();
+    let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+    assert!(namespaces.contains(&json!({ "type": "user", "path": "/run/vaina/userns/p" })));
+    let told = json!([{ "containerID": 0, "hostID": 1000, "size": 5 }]);
+    assert_eq!((&spec["linux"]["uidMappings"], &spec["linux"]["gidMappings"]), (&told, &told));
+    assert_eq!(mount(&spec, "/plain")[0]["source"], "/srv");
+    let mapped = mount(&spec, "/mapped")[0];
+    assert_eq!(mapped["source"], "/run/vaina/containers/c/mapped/1");
+    // No runtime is handed a mapping that it may not know.
+    assert!(mapped.get("uidMappings").is_none());
+    // Group 5 is not one of five.
+    assert!(!mount(&spec, "/dev/pts")[0]["options"].as_array().unwrap().contains(&json!("gid=5")));
+    assert_eq!(mount(&spec, "/sys")[0]["type"], "sysfs");
+    case.host_network = true;
+    let spec = case.build().unwrap();
+    assert_eq!(mount(&spec, "/sys")[0]["type"], "bind");
+    assert!(mount(&spec, "/sys")[0]["options"].as_array().unwrap().contains(&json!("rro")));
+}
+
+#[test]
 fn capabilities_are_added_and_dropped_within_what_the_host_can_give() {
     let effective = |add: &[&str], drop: &[&str], host: &[&'static str]| {
         let mut case = Case::default();
