@@ -260,10 +260,15 @@ FUZZ_SECONDS ?= 20
 $(FUZZ):
 	cd / && $(CARGO) install --quiet --locked --version $(CARGO_FUZZ) --root $(TOOLS) cargo-fuzz
 
+# A target and what it is built with.
+fuzz-one = mkdir -p target/fuzz/$(1) && RUSTC_BOOTSTRAP=1 $(FUZZ) fuzz run --fuzz-dir fuzz $(2) $(1) target/fuzz/$(1) fuzz/corpus/$(1) -- \
+	-max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1
+
 .PHONY: fuzz
-fuzz: $(FUZZ) ## Feeds what is read of clients with what nobody would send (FUZZ_SECONDS)
-	mkdir -p target/fuzz/spdy
-	RUSTC_BOOTSTRAP=1 $(FUZZ) fuzz run --fuzz-dir fuzz spdy target/fuzz/spdy fuzz/corpus/spdy -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1
+fuzz: $(FUZZ) ## Feeds what is read of clients with what nobody would send (FUZZ_SECONDS for each target)
+	$(call fuzz-one,spdy)
+	# Of our own code, which is safe: panics are looked for, not memory errors.
+	$(call fuzz-one,cri,--sanitizer none --features cri)
 
 .PHONY: test
 test: ## Everything that must pass before a change lands (root)

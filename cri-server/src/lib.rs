@@ -9,6 +9,8 @@ pub mod container;
 pub mod error;
 pub mod events;
 pub mod exits;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod group_moves;
 pub mod id;
 pub mod image;

@@ -149,7 +149,7 @@ pub async fn create(
     }
 }
 
-fn check_log_path(path: &str) -> Result<(), Arc<CreateError>> {
+pub(crate) fn check_log_path(path: &str) -> Result<(), Arc<CreateError>> {
     let climbs = path.starts_with('/') || path.split('/').any(|part| part == "..");
     if climbs {
         let reason = format!("{path:?} leads out of the pod's log directory");
@@ -180,7 +180,7 @@ fn prepare(app: &App, sandbox: &Arc<Sandbox>, config: &ContainerConfig) -> Resul
 }
 
 /// The container's, or else the image's, or else `SIGTERM`. Kept from now on: the image may be gone at the stop.
-fn stop_signal(config: &ContainerConfig, image: &ImageConfiguration) -> Result<i32, Arc<CreateError>> {
+pub(crate) fn stop_signal(config: &ContainerConfig, image: &ImageConfiguration) -> Result<i32, Arc<CreateError>> {
     if let Some(number) = signal::number(config.stop_signal) {
         return Ok(number);
     }

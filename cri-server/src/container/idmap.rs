@@ -46,7 +46,7 @@ pub(super) fn mounts(config: &ContainerConfig) -> Vec<(PathBuf, snapshot::Mount)
 }
 
 /// What of a container's config can't be, by field.
-pub(super) fn check(sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), (&'static str, String)> {
+pub(crate) fn check(sandbox: &Sandbox, config: &ContainerConfig) -> Result<(), (&'static str, String)> {
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
     let options = security.and_then(|security| security.namespace_options.clone()).unwrap_or_default();
     let pod = sandbox.user_namespace();

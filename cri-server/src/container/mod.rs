@@ -60,6 +60,13 @@ pub use self::{
     stop::{StopError, stop},
     update::{UpdateError, update},
 };
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::{
+    cdi::requested as requested_devices,
+    create::{check_log_path, stop_signal},
+    idmap::check as check_mappings,
+    image_volume::image_of,
+};
 pub(crate) use self::{
     exec_process::{DRAIN_LIMIT, ExecProcess, Fifo, process_spec, unique_name},
     remove::remove_known,

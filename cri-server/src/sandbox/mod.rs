@@ -49,6 +49,8 @@ pub use self::{
     update::{UpdateError, update},
     user_namespace::UserNamespace,
 };
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::run::check;
 pub(crate) use self::{remove::remove_known, stop::stop_known};
 use crate::{
     error::{Classify, Kind},

@@ -152,7 +152,7 @@ async fn outcome(sandbox: &Arc<Sandbox>) -> Option<Result<SandboxId, Arc<RunErro
     }
 }
 
-fn check(config: &PodSandboxConfig) -> Result<(), Arc<RunError>> {
+pub(crate) fn check(config: &PodSandboxConfig) -> Result<(), Arc<RunError>> {
     let invalid = |field, reason: &str| Arc::new(RunError::Invalid { field, reason: reason.to_owned() });
     let metadata = config.metadata.as_ref().ok_or(RunError::Missing("metadata"))?;
     if metadata.name.is_empty() {

@@ -575,7 +575,7 @@ fn ports(mappings: &[CriPortMapping]) -> Vec<PortMapping> {
 }
 
 /// What the client asks for, and the two defaults that let ordinary users bind low ports and ping.
-fn sysctls(sandbox: &Sandbox) -> std::collections::HashMap<String, String> {
+pub(crate) fn sysctls(sandbox: &Sandbox) -> std::collections::HashMap<String, String> {
     let mut sysctls = std::collections::HashMap::new();
     if !sandbox.is_host_network() {
         sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());

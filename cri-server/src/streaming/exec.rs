@@ -31,15 +31,21 @@ use crate::{
 
 /// Answers the address at which the command is run.
 pub fn exec(app: &App, request: ExecRequest) -> Result<String, StreamError> {
-    let ExecRequest { container_id: id, cmd: command, tty, stdin, stdout, stderr } = request;
-    let container = app.index.containers.find(&id).map_err(StreamError::Find)?;
+    let container = app.index.containers.find(&request.container_id).map_err(StreamError::Find)?;
     container.running().map_err(StreamError::State)?;
+    check(&request)?;
+    let ExecRequest { cmd: command, tty, stdin, stdout, stderr, .. } = request;
     let wanted = Wanted { stdin, stdout, stderr, tty };
-    check_streams(wanted)?;
-    if command.is_empty() {
+    app.streaming.offer(Request::Exec { container: container.id.to_string(), command, wanted })
+}
+
+pub(crate) fn check(request: &ExecRequest) -> Result<(), StreamError> {
+    let ExecRequest { tty, stdin, stdout, stderr, .. } = *request;
+    check_streams(Wanted { stdin, stdout, stderr, tty })?;
+    if request.cmd.is_empty() {
         return Err(StreamError::Invalid("the command is empty"));
     }
-    app.streaming.offer(Request::Exec { container: container.id.to_string(), command, wanted })
+    Ok(())
 }
 
 /// Why the command did not run, or not to its end.

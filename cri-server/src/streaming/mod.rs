@@ -35,6 +35,8 @@ use tokio_rustls::{
     },
 };
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::exec::check as check_exec;
 pub use self::{attach::attach, exec::exec, port_forward::port_forward, server::Listener, tokens::TokenError};
 use self::{carrier::Limits, remote_command::Wanted, tokens::Tokens};
 use crate::{

@@ -106,7 +106,7 @@ pub(super) fn edits(config: &ContainerConfig, directories: &[PathBuf]) -> Result
 }
 
 /// The devices that a config names, each once: the field's, then those of annotations.
-fn requested(config: &ContainerConfig) -> Result<Vec<String>, CdiError> {
+pub(crate) fn requested(config: &ContainerConfig) -> Result<Vec<String>, CdiError> {
     let field = config.cdi_devices.iter().map(|device| ("CDI_devices".to_owned(), device.name.as_str()));
     let annotations = config
         .annotations

@@ -13,7 +13,10 @@ mod vendor;
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::{image::ImageConfiguration, runtime::{LinuxSeccomp, Spec}};
+use oci_spec::{
+    image::ImageConfiguration,
+    runtime::{LinuxSeccomp, Spec},
+};
 use serde_json::json;
 use vaina_proto::cri::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, PodSandboxConfig};
 

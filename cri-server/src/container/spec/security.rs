@@ -140,15 +140,30 @@ const MASKED: [&str; 11] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// The AppArmor profile that the config asks for; we load none of our own.
 pub(super) fn apparmor(security: &LinuxContainerSecurityContext, host: &Host) -> Result<Option<String>, SpecError> {
-    let Some(profile) = &security.apparmor else { return Ok(None) };
-    match profile.profile_type() {
-        // We load no profile of our own.
-        ProfileType::Unconfined | ProfileType::RuntimeDefault => Ok(None),
-        ProfileType::Localhost if host.has_apparmor => Ok(Some(profile.localhost_ref.clone())),
-        ProfileType::Localhost => Err(invalid(
-            "linux.security_context.apparmor",
-            format!("names profile {:?}, but this host has no AppArmor", profile.localhost_ref),
-        )),
+    let Some(profile) = asked_apparmor(security)? else { return Ok(None) };
+    if !host.has_apparmor {
+        let reason = format!("names profile {profile:?}, but this host has no AppArmor");
+        return Err(invalid("linux.security_context.apparmor", reason));
+    }
+    Ok(Some(profile))
+}
+
+/// The profile of the host that is named, by the field or by the one that it has replaced.
+fn asked_apparmor(security: &LinuxContainerSecurityContext) -> Result<Option<String>, SpecError> {
+    if let Some(profile) = &security.apparmor {
+        return Ok(match profile.profile_type() {
+            ProfileType::Unconfined | ProfileType::RuntimeDefault => None,
+            ProfileType::Localhost => Some(profile.localhost_ref.clone()),
+        });
+    }
+    #[expect(deprecated, reason = "old clients know no other")]
+    match security.apparmor_profile.as_str() {
+        "" | "unconfined" | "runtime/default" => Ok(None),
+        other => match other.strip_prefix("localhost/") {
+            Some(name) => Ok(Some(name.to_owned())),
+            None => Err(invalid("linux.security_context.apparmor_profile", format!("{other:?} is none"))),
+        },
     }
 }

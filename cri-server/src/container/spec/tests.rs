@@ -414,6 +414,28 @@ fn seccomp_profiles_are_ours_the_hosts_or_none() {
 }
 
 #[test]
+fn apparmor_profiles_are_named_by_either_field_and_need_a_host_that_has_it() {
+    let mut case = Case::default();
+    let profile = |case: &Case| case.build().map(|spec| spec["process"]["apparmorProfile"].clone());
+    case.security().apparmor =
+        Some(SecurityProfile { profile_type: ProfileType::Localhost.into(), localhost_ref: "own".into() });
+    assert!(profile(&case).unwrap_err().contains("\"own\""));
+    case.host.has_apparmor = true;
+    assert_eq!(profile(&case).unwrap(), "own");
+    for (words, expected) in
+        [("localhost/own", json!("own")), ("runtime/default", Value::Null), ("unconfined", Value::Null)]
+    {
+        case.security().apparmor = None;
+        #[expect(deprecated, reason = "old clients know no other")]
+        words.clone_into(&mut case.security().apparmor_profile);
+        assert_eq!(profile(&case).unwrap(), expected, "{words}");
+    }
+    #[expect(deprecated, reason = "old clients know no other")]
+    "nonsense".clone_into(&mut case.security().apparmor_profile);
+    assert!(profile(&case).unwrap_err().contains("nonsense"));
+}
+
+#[test]
 fn users_are_found_in_the_images_files() {
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:101:102::/:/bin/false\nbroken\n";
     const GROUP: &str = "root:x:0:\nweb:x:102:\nlogs:x:200:other,web\nnear:x:201:website\n";
