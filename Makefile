@@ -143,13 +143,27 @@ else
 endif
 
 .PHONY: fault
-fault: deps cgroups shim ## Kills daemon, shims and runtimes at any moment of a pod's life (root; VAINA_FAULT_ROUNDS, VAINA_FAULT_SEED)
+fault: deps cgroups shim failpoints ## Kills daemon, shims and runtimes at moments and failpoints, by chance (root; VAINA_FAULT_SEED, VAINA_FAULT_ROUNDS)
 	$(CARGO) build $(LOCKED) -p vaina-cri-server
 	VAINA_BIN=$(TEST_VAINA) $(CARGO) test $(LOCKED) -p vaina-tests --test fault -- $(TESTS) 2>&1 | tee -a $(LOG)
 
+.PHONY: fault-all
+fault-all: ## Each failpoint with each disturbance (root; VAINA_FAULT_CASE for one point)
+	VAINA_FAULT_ALL=1 $(MAKE) --no-print-directory fault TESTS="--nocapture failpoint"
+
 .PHONY: soak
-soak: ## The fault tests for some minutes (root)
-	VAINA_FAULT_ROUNDS=1000 $(MAKE) --no-print-directory fault
+soak: ## Random operations and arbitrary moments for a long time (root; VAINA_SOAK_OPERATIONS)
+	VAINA_FAULT_ROUNDS=1000 VAINA_SOAK_OPERATIONS=$${VAINA_SOAK_OPERATIONS:-10000} $(MAKE) --no-print-directory fault TESTS="--nocapture moment operations together"
+
+# Programs with failpoints lie apart from those of users, and are built apart.
+FAILPOINTS := target/failpoints/$(notdir $(OUT))/debug
+export VAINA_FAILPOINTS_BIN := $(abspath $(FAILPOINTS)/vaina)
+export VAINA_FAILPOINTS_SHIM := $(abspath $(FAILPOINTS)/containerd-shim-vaina-v1)
+
+.PHONY: failpoints
+failpoints: deps
+	$(CARGO) build $(LOCKED) --target-dir target/failpoints -p vaina-cri-server -p vaina-shim \
+		--features vaina-cri-server/failpoints,vaina-shim/failpoints
 
 CRI_TOOLS := v1.36.0
 CRITEST := $(TOOLS)/bin/critest-$(CRI_TOOLS)

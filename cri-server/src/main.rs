@@ -106,6 +106,8 @@ fn serve(arguments: Serve) -> Result<(), Failed> {
         config.log.filter = filter;
     }
     telemetry::init(&config.log).map_err(|error| Failed::classified(&error))?;
+    #[cfg(feature = "failpoints")]
+    vaina_cri_server::failpoints::announce();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -19,7 +19,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use vaina_proto::shim::ExitReport;
-use vaina_sys::cgroup::{Group, Hierarchies};
+use vaina_sys::{
+    cgroup::{Group, Hierarchies},
+    failpoint,
+};
 
 use crate::{
     error::{Result, ShimError, Step as _},
@@ -193,6 +196,7 @@ impl Container {
     /// What comes between the end of the init and its being told.
     async fn settle(&self, exit: Exit) -> ExitReport {
         let _exit = spans::start("exit", &self.id);
+        failpoint!("shim.exit");
         self.stop_clock();
         self.sweep().await;
         let execs: Vec<_> = self.execs().values().cloned().collect();
@@ -205,6 +209,7 @@ impl Container {
         // The group is the container's own and was made with it, so every kill it counts was in here.
         let oom_killed = exit.signal == Signal::SIGKILL as u32
             && self.group.as_ref().and_then(Group::oom_kills).is_some_and(|kills| kills > 0);
+        failpoint!("shim.exit.settled");
         ExitReport { oom_killed, ..report(exit) }
     }
 
@@ -431,6 +436,7 @@ impl Container {
         if signal != 0 {
             send(pid, signal).step(|| format!("send signal {signal} to container {}", self.id))?;
         }
+        failpoint!(blocking "shim.stop.signalled", |source| ShimError::Io { step: "arm the stop clock".to_owned(), source });
         let deadline = Instant::now() + grace;
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         if !anew && clock.as_ref().is_some_and(|clock| clock.deadline <= deadline) {
@@ -447,6 +453,7 @@ impl Container {
         if let Some(old) = clock.replace(Clock { deadline, at, task: task.abort_handle() }) {
             old.task.abort();
         }
+        failpoint!(blocking "shim.stop.armed", |source| ShimError::Io { step: "answer the stop".to_owned(), source });
         Ok(())
     }
 

@@ -10,6 +10,8 @@ mod bootstrap;
 mod container;
 mod error;
 mod events;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod family;
 mod idmap;
 mod init;

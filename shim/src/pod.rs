@@ -18,6 +18,7 @@ use containerd_shim_protos::{
 };
 use tokio::sync::{Notify, watch};
 use vaina_proto::shim::ExitReport;
+use vaina_sys::failpoint;
 
 use crate::{
     args::Args,
@@ -249,6 +250,7 @@ impl Pod {
 
     async fn make(self: &Arc<Self>, create: Create) -> Result<Arc<Container>> {
         // Recorded before it is made.
+        failpoint!("shim.create", injected);
         let removal = create.runtime.legacy();
         self.record(|legacy| drop(legacy.containers.insert(create.id.clone(), removal)))?;
         let event = TaskCreate {
@@ -266,6 +268,7 @@ impl Pod {
             pod.exit_event(&container.id, &container.id, container.init.phase().pid(), report);
         })
         .await?;
+        failpoint!("shim.created");
         let event = TaskCreate { pid: container.init.phase().pid(), ..event };
         self.events.send(topics::TASK_CREATE_EVENT_TOPIC, &event);
         Ok(container)
@@ -287,7 +290,9 @@ impl Pod {
     pub(crate) async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32> {
         let container = self.container(id)?;
         if exec_id.is_empty() {
+            failpoint!("shim.start", injected);
             let pid = container.start().await?;
+            failpoint!("shim.started", injected);
             let event = TaskStart { container_id: id.to_owned(), pid, ..TaskStart::default() };
             self.events.send(topics::TASK_START_EVENT_TOPIC, &event);
             return Ok(pid);
@@ -320,7 +325,9 @@ impl Pod {
         if !exec_id.is_empty() {
             return container.delete_exec(exec_id);
         }
+        failpoint!("shim.delete", injected);
         let report = container.delete().await?;
+        failpoint!("shim.deleted", injected);
         let pid = container.init.phase().pid();
         self.containers().remove(id);
         self.record(|legacy| drop(legacy.containers.remove(id)))?;
@@ -360,6 +367,12 @@ impl Pod {
         // The sender lives in `self`.
         let _ = ended.wait_for(|ended| *ended).await;
     }
+}
+
+/// What a failpoint fails with.
+#[cfg(feature = "failpoints")]
+fn injected(source: std::io::Error) -> ShimError {
+    ShimError::Io { step: "pass a failpoint of the shim".to_owned(), source }
 }
 
 fn io(stdio: &Stdio) -> TaskIO {

@@ -21,6 +21,8 @@ const GOODBYE: Duration = Duration::from_millis(500);
 pub(crate) fn serve(args: &Args) -> Result<()> {
     vaina_sys::memory::give_back_early();
     let boot = spans::start("boot", &args.id);
+    #[cfg(feature = "failpoints")]
+    crate::failpoints::announce();
     let listener = inherited_listener().step(|| "take the listening socket".to_owned())?;
     let bundle = bundle(args)?;
     let _ = nix::unistd::setsid();

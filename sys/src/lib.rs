@@ -6,6 +6,8 @@
 pub mod answers;
 pub mod cgroup;
 pub mod device_filter;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod fs;
 pub mod inherit;
 pub mod memory;
@@ -17,3 +19,38 @@ pub mod seccomp;
 pub mod semaphore;
 pub mod sysvipc;
 pub mod userns;
+
+/// Passes a point in a task: `failpoint!(name, make_error)` returns `Err(make_error(io::Error))` when it fails;
+/// `failpoint!(name)` can't fail; `failpoint!(blocking name, make_error)` is for threads. Nothing at all without the feature of
+/// the crate that says it.
+#[macro_export]
+macro_rules! failpoint {
+    (blocking $name:expr, $error:expr) => {
+        #[cfg(feature = "failpoints")]
+        match $crate::failpoint::pass($name) {
+            None => {}
+            Some($crate::failpoint::Strike::Error(error)) => return Err($error(error)),
+            Some($crate::failpoint::Strike::Hold(held)) => held.block(),
+        }
+    };
+    ($name:expr, $error:expr) => {
+        #[cfg(feature = "failpoints")]
+        match $crate::failpoint::pass($name) {
+            None => {}
+            Some($crate::failpoint::Strike::Error(error)) => return Err($error(error)),
+            Some($crate::failpoint::Strike::Hold(held)) => {
+                while held.lasts() {
+                    tokio::time::sleep($crate::failpoint::INTERVAL).await;
+                }
+            }
+        }
+    };
+    ($name:expr) => {
+        #[cfg(feature = "failpoints")]
+        if let Some($crate::failpoint::Strike::Hold(held)) = $crate::failpoint::pass($name) {
+            while held.lasts() {
+                tokio::time::sleep($crate::failpoint::INTERVAL).await;
+            }
+        }
+    };
+}

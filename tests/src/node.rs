@@ -68,6 +68,8 @@ pub struct Options {
     pub without_daemon: bool,
     /// Environment of the node's programs, beside the test's own.
     pub environment: Vec<(String, String)>,
+    /// Others than those of [`require::programs`].
+    pub programs: Option<Programs>,
     /// The test knows nothing but the CRI, so another runtime may serve it.
     pub cri_only: bool,
 }
@@ -151,7 +153,7 @@ impl Node {
         require::root()?;
         let wanted = peer::wanted()?;
         ensure!(wanted.is_none() || options.cri_only, "this test is of Vaina, and {} names another", peer::ENDPOINT);
-        let programs = require::programs()?;
+        let programs = options.programs.clone().map_or_else(require::programs, Ok)?;
         require::tool("ip", "iproute2")?;
         require::tool("nft", "nftables")?;
         static CLEANED: Once = Once::new();
@@ -397,6 +399,11 @@ impl Node {
         let status = child.wait().context("wait for the daemon")?;
         ensure!(status.signal() == Some(9), "the daemon had ended by itself: {status}");
         Ok(())
+    }
+
+    /// Whether the daemon has ended by itself; [`kill_daemon`](Self::kill_daemon) then takes note of it.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.daemon.as_mut().context("the daemon runs")?.try_wait()?.is_some())
     }
 
     /// The daemon's image store.

@@ -25,7 +25,20 @@ const SHIM: &str = "containerd-shim-vaina-v1";
 /// Finds the programs under test and puts them side by side, as they are installed: a daemon takes the shim beside it first,
 /// and where cargo built it that is another one.
 pub fn programs() -> Result<Programs> {
-    let (vaina, shim) = (program("VAINA_BIN", "vaina")?, program("VAINA_SHIM", SHIM)?);
+    programs_of("VAINA_BIN", "VAINA_SHIM")
+}
+
+/// The programs with failpoints, which are built apart.
+pub fn programs_with_failpoints() -> Result<Programs> {
+    let (vaina, shim) = ("VAINA_FAILPOINTS_BIN", "VAINA_FAILPOINTS_SHIM");
+    for variable in [vaina, shim] {
+        ensure!(env::var_os(variable).is_some(), "{variable} does not name the program with failpoints: `make fault`");
+    }
+    programs_of(vaina, shim)
+}
+
+fn programs_of(vaina: &str, shim: &str) -> Result<Programs> {
+    let (vaina, shim) = (program(vaina, "vaina")?, program(shim, SHIM)?);
     let directory = vaina.parent().context("find the directory of vaina")?.join("e2e");
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let beside = |program: &Path, name: &str| -> Result<PathBuf> {

@@ -28,7 +28,7 @@ use crate::{
     error::{Chain, Classify, Kind},
     events,
     image::{HoldError, RemoveError as ReleaseError},
-    plan::{Host, Mark, Observed, Seen, Step},
+    plan::{Action, Host, Mark, Observed, Seen, Step},
     runtime::{CreateTask, RuntimeError, Shim},
     sandbox,
     snapshot::{self, SnapshotError},
@@ -340,6 +340,24 @@ impl<'a> Walk<'a> {
 impl Host<ContainerStep> for Walk<'_> {
     type Error = StepError;
 
+    #[cfg(feature = "failpoints")]
+    const KIND: &'static str = "container";
+
+    #[cfg(feature = "failpoints")]
+    fn injected(source: io::Error) -> StepError {
+        StepError::Path { step: "pass a failpoint of", path: PathBuf::from("the container"), source }
+    }
+
+    /// A start that fails, wherever it fails, is how the container ended; recorded with the marks that follow.
+    fn failed(&self, action: Action<ContainerStep>, error: &StepError) {
+        use ContainerStep::{Process, Task};
+        let starts = [Mark::Toward(Level::Running), Mark::At(Level::Running)].map(Action::Write);
+        if starts.contains(&action) || matches!(action, Action::Make(Task | Process)) {
+            let at = now().max(self.container.created_at);
+            lock(&self.exit).get_or_insert_with(|| Exit::start_error(Chain(error).to_string(), at));
+        }
+    }
+
     async fn write(&self, mark: Mark<Level>) -> Result<(), StepError> {
         let exit = lock(&self.exit).clone();
         self.put(|kept| {
@@ -362,7 +380,7 @@ impl Host<ContainerStep> for Walk<'_> {
     }
 
     async fn make(&self, step: ContainerStep) -> Result<(), StepError> {
-        let result = match step {
+        match step {
             ContainerStep::Record => self.put(|kept| kept.mark = Some(Mark::Toward(Level::Held))).await,
             // Held together with the record since it is only in memory.
             ContainerStep::Image => self
@@ -374,12 +392,7 @@ impl Host<ContainerStep> for Walk<'_> {
             ContainerStep::Bundle => self.make_bundle().await,
             ContainerStep::Task => self.make_task().await,
             ContainerStep::Process => self.make_process().await,
-        };
-        if let (ContainerStep::Task | ContainerStep::Process, Err(error)) = (step, &result) {
-            let at = now().max(self.container.created_at);
-            *lock(&self.exit) = Some(Exit::start_error(Chain(error).to_string(), at));
         }
-        result
     }
 
     async fn remove(&self, step: ContainerStep) -> Result<(), StepError> {

@@ -15,6 +15,7 @@ use std::{
 
 use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::ContainerEventType;
+use vaina_sys::failpoint;
 
 use super::{
     Container, ContainerState, Level, StepError,
@@ -46,6 +47,14 @@ pub enum StopError {
     /// What it left could not be cleared away.
     #[error("clear away the container")]
     Step(#[source] StepError),
+}
+
+#[cfg(feature = "failpoints")]
+impl StopError {
+    /// What a failpoint fails with.
+    fn injected(source: std::io::Error) -> Self {
+        Self::Step(<Walk<'_> as crate::plan::Host<ContainerStep>>::injected(source))
+    }
 }
 
 impl Classify for StopError {
@@ -122,6 +131,7 @@ async fn run(app: &Arc<App>, container: &Arc<Container>, grace_seconds: u64, ane
     if let Some(shim) = container.sandbox.shim() {
         // Without grace it is killed at once, and hears no signal; and it hears it once while somebody waits.
         let signal = if grace.is_zero() || !anew { 0 } else { container.stop_signal };
+        failpoint!("stop.signal", StopError::injected);
         match shim.stop(&container.id, signal, grace, anew).instrument(info_span!("signal")).await {
             Ok(()) => {}
             // It ended meanwhile, and its end is on the way.
@@ -132,6 +142,7 @@ async fn run(app: &Arc<App>, container: &Arc<Container>, grace_seconds: u64, ane
             }
             Err(error) => return Err(StopError::Shim(error)),
         }
+        failpoint!("stop.signalled", StopError::injected);
     }
     let ended =
         state.wait_for(|state| !matches!(state, ContainerState::Running(_))).instrument(info_span!("wait_for_exit"));

@@ -40,7 +40,7 @@ use rustix::{
     io::Errno,
 };
 use thiserror::Error;
-use vaina_sys::fs::remove_tree;
+use vaina_sys::{failpoint, fs::remove_tree};
 
 use super::{
     digest::Digest,
@@ -340,8 +340,10 @@ impl LayerDirs {
         unpacked: &Unpacked,
     ) -> Result<Arc<Layer>, LayersError> {
         let source = staging.path.clone();
+        failpoint!(blocking "pull.unpacked", at("pass a failpoint for", &source));
         let dir = File::open(&source).map_err(at("open", &source))?;
         rustix::fs::syncfs(&dir).map_err(|error| at("sync", &source)(error.into()))?;
+        failpoint!(blocking "pull.synced", at("pass a failpoint for", &source));
 
         let path = self.path_of(diff_id);
         let parent = path.parent().unwrap_or(&self.root);
@@ -357,6 +359,7 @@ impl LayerDirs {
         }
         fs::rename(&source, &path).map_err(at("move layer to", &path))?;
         staging.committed = true;
+        failpoint!(blocking "pull.renamed", at("pass a failpoint for", &path));
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(at("sync", parent))?;
         self.publish(diff_id, unpacked)
     }

@@ -22,6 +22,7 @@ use futures::{
 };
 use thiserror::Error;
 use tokio::sync::mpsc;
+use vaina_sys::failpoint;
 
 use super::{
     CommitError, Complete, FetchError, Image, ImageStore, Reference, ReferenceError, Version, blocking,
@@ -108,6 +109,15 @@ pub enum PullFailure {
     Died(Reference),
 }
 
+#[cfg(feature = "failpoints")]
+impl PullFailure {
+    /// What a failpoint fails with.
+    fn injected(reference: &Reference, source: io::Error) -> Self {
+        let source = CommitError::Record(crate::state::WriteError::Sync(source));
+        Self::Record { reference: reference.clone(), source }
+    }
+}
+
 impl PullError {
     /// Whether the registry could not be reached: then the text for the kubelet begins with `RegistryUnavailable`
     /// (cri-api `pkg/errors`).
@@ -184,10 +194,12 @@ impl ImageStore {
         let registry = &self.inner.registry;
         let (store, name) = (self.clone(), reference.clone());
         let resolve = |source| PullFailure::Resolve { reference: reference.clone(), source };
+        failpoint!("pull.resolve", |source| PullFailure::injected(reference, source));
         let session = blocking(move || store.inner.registry.session(&name, auth)).await.map_err(resolve)?;
         let session = Arc::new(session);
         let resolved = registry.resolve(&session).await.map_err(resolve)?;
         let manifest = resolved.manifest;
+        failpoint!("pull.resolved", |source| PullFailure::injected(reference, source));
         let config = match self.resolve(&manifest.config.digest.to_string()) {
             // The id is the digest of the config, so this is it.
             Some(known) => known.config_text().as_bytes().to_vec(),
@@ -220,7 +232,13 @@ impl ImageStore {
         };
         let digests = vec![reference.with_digest(resolved.digest).to_string()];
         let complete = Complete { config_text, config, layers, tags, digests };
-        self.commit(complete).await.map_err(|source| PullFailure::Record { reference: reference.clone(), source })
+        failpoint!("pull.record", |source| PullFailure::injected(reference, source));
+        let image = self
+            .commit(complete)
+            .await
+            .map_err(|source| PullFailure::Record { reference: reference.clone(), source })?;
+        failpoint!("pull.recorded", |source| PullFailure::injected(reference, source));
+        Ok(image)
     }
 
     /// Downloads one layer and unpacks it meanwhile.
@@ -235,6 +253,7 @@ impl ImageStore {
         async move {
             // Bounded over all pulls: each takes a thread, a connection and some buffers. Never closed.
             let _permit = store.inner.downloads.acquire().await;
+            failpoint!("pull.fetch", |source| FetchError::Layer(super::LayerError::Read(source)));
             let (sender, receiver) = mpsc::channel(PIECES);
             let blob = Pieces { receiver, current: Bytes::new(), left: descriptor.size };
             let download = async {

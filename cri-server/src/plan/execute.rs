@@ -5,7 +5,10 @@ use std::error::Error;
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tracing::{Instrument as _, info_span};
+use vaina_sys::failpoint;
 
+#[cfg(feature = "failpoints")]
+use super::failpoints;
 use super::{Action, Drive, Mark, Outcome, Step};
 
 /// What a kind of object does for each action.
@@ -19,6 +22,15 @@ pub trait Host<S: Step>: Sync {
     fn make(&self, step: S) -> impl Future<Output = Result<(), Self::Error>> + Send;
     /// Removes a step; what is not there is removed.
     fn remove(&self, step: S) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Hears of an action that failed, before anything follows from it.
+    fn failed(&self, _action: Action<S>, _error: &Self::Error) {}
+
+    /// How the names of its failpoints begin.
+    #[cfg(feature = "failpoints")]
+    const KIND: &'static str;
+    /// What a failpoint fails with.
+    #[cfg(feature = "failpoints")]
+    fn injected(source: std::io::Error) -> Self::Error;
 }
 
 /// Why a drive did not reach what was wanted.
@@ -34,12 +46,21 @@ pub struct Failure<E> {
 
 /// Runs the drive to its end. Not cancel-safe: callers run it in a task of its own.
 pub async fn execute<S: Step, H: Host<S>>(host: &H, mut drive: Drive<S>) -> Result<(), Failure<H::Error>> {
-    let run = async |action: Action<S>| {
-        let result = match action {
+    let act = async |action: Action<S>| {
+        failpoint!(failpoints::before(H::KIND, action), H::injected);
+        match action {
             Action::Write(mark) => host.write(mark).instrument(info_span!("mark", step = ?mark)).await,
             Action::Make(step) => host.make(step).instrument(info_span!("make", ?step)).await,
             Action::Remove(step) => host.remove(step).instrument(info_span!("remove", ?step)).await,
-        };
+        }?;
+        failpoint!(failpoints::after(H::KIND, action), H::injected);
+        Ok(())
+    };
+    let run = async |action: Action<S>| {
+        let result = act(action).await;
+        if let Err(error) = &result {
+            host.failed(action, error);
+        }
         (action, result)
     };
     let mut running = FuturesUnordered::new();

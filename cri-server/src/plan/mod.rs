@@ -21,6 +21,8 @@
 //! Nothing here knows sandboxes, containers, disks or clocks.
 
 mod execute;
+#[cfg(feature = "failpoints")]
+pub(crate) mod failpoints;
 #[cfg(test)]
 mod simulate;
 

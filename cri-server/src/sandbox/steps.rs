@@ -457,6 +457,14 @@ impl<'a> Walk<'a> {
 impl Host<SandboxStep> for Walk<'_> {
     type Error = StepError;
 
+    #[cfg(feature = "failpoints")]
+    const KIND: &'static str = "sandbox";
+
+    #[cfg(feature = "failpoints")]
+    fn injected(source: io::Error) -> StepError {
+        at("pass a failpoint of", Path::new("the sandbox"))(source)
+    }
+
     async fn write(&self, mark: Mark<Level>) -> Result<(), StepError> {
         self.put(|kept| {
             kept.mark = Some(mark);

@@ -25,6 +25,7 @@ use std::{
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, debug_span};
+use vaina_sys::failpoint;
 
 use self::reserve::{Reserve, with_reserve};
 use crate::error::{Classify, Kind};
@@ -207,16 +208,22 @@ impl Store {
 
     /// Writes a record, new or changed. Written when it answers, whether or not the caller still waits.
     pub async fn put<R: Record>(&self, record: &R, durability: Durability) -> Result<(), WriteError> {
+        failpoint!(format!("record.{}.write", R::TABLE), WriteError::Sync);
         let (done, answer) = oneshot::channel();
         self.send(Job::Put { table: R::TABLE, key: record.key(), version: R::VERSION, body: record.encode(), done })?;
-        self.settle(answer, durability).await
+        self.settle(answer, durability).await?;
+        failpoint!(format!("record.{}.written", R::TABLE), WriteError::Sync);
+        Ok(())
     }
 
     /// Deletes a record; one that is not there is deleted.
     pub async fn delete<R: Record>(&self, key: &str, durability: Durability) -> Result<(), WriteError> {
+        failpoint!(format!("record.{}.delete", R::TABLE), WriteError::Sync);
         let (done, answer) = oneshot::channel();
         self.send(Job::Delete { table: R::TABLE, key: key.to_owned(), done })?;
-        self.settle(answer, durability).await
+        self.settle(answer, durability).await?;
+        failpoint!(format!("record.{}.deleted", R::TABLE), WriteError::Sync);
+        Ok(())
     }
 
     /// All records of a table, in the order of their keys.
@@ -235,9 +242,12 @@ impl Store {
 
     /// Waits until all that was written before is safe from a loss of power.
     pub async fn sync(&self) -> Result<(), WriteError> {
+        failpoint!("record.sync", WriteError::Sync);
         let (done, answer) = oneshot::channel();
         self.syncs.send(done).map_err(|_| WriteError::Closed)?;
-        answer.await.map_err(|_| WriteError::Closed)?
+        answer.await.map_err(|_| WriteError::Closed)??;
+        failpoint!("record.synced", WriteError::Sync);
+        Ok(())
     }
 
     fn send(&self, job: Job) -> Result<(), WriteError> {

@@ -37,6 +37,7 @@ use std::{
 
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use vaina_sys::failpoint;
 
 use self::{
     args::{Command, Invocation, UsageError},
@@ -171,18 +172,28 @@ fn run(invocation: &Invocation, arguments: &[OsString]) -> Result<u8, OciError> 
                 return Err(OciError::State("the systemd cgroup driver is not supported; use cgroupfs".to_owned()));
             }
             seal(arguments)?;
+            failpoint!(blocking "runtime.create", injected);
             create::create(root, command)?;
+            failpoint!(blocking "runtime.created", injected);
         }
         Command::Exec(command) => {
             seal(arguments)?;
             return exec::exec(root, command);
         }
-        Command::Start { id } => Container::load(root, id)?.start()?,
+        Command::Start { id } => {
+            failpoint!(blocking "runtime.start", injected);
+            Container::load(root, id)?.start()?;
+            failpoint!(blocking "runtime.started", injected);
+        }
         Command::Kill { id, signal, all } => Container::load(root, id)?.kill(*signal, *all)?,
-        Command::Delete { id, force } => match Container::load(root, id) {
-            Err(OciError::NotFound { .. }) if *force => {}
-            container => container?.delete(*force)?,
-        },
+        Command::Delete { id, force } => {
+            failpoint!(blocking "runtime.delete", injected);
+            match Container::load(root, id) {
+                Err(OciError::NotFound { .. }) if *force => {}
+                container => container?.delete(*force)?,
+            }
+            failpoint!(blocking "runtime.deleted", injected);
+        }
         Command::State { id } => print(&json(&Container::load(root, id)?.state())?)?,
         Command::List { json: true } => {
             let all = Container::all(root)?;
@@ -216,6 +227,12 @@ fn run(invocation: &Invocation, arguments: &[OsString]) -> Result<u8, OciError> 
         }
     }
     Ok(0)
+}
+
+/// What a failpoint fails with.
+#[cfg(feature = "failpoints")]
+fn injected(source: io::Error) -> OciError {
+    OciError::Prepare { step: "pass a failpoint of the runtime", source }
 }
 
 /// From here on the program shows in the container's processes.

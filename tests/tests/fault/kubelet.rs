@@ -174,7 +174,7 @@ async fn again<T>(mut call: impl AsyncFnMut(Cri) -> Result<T, Status>) -> Result
 }
 
 /// The connection broke, rather than the call.
-fn is_cut(status: &Status) -> bool {
+pub(crate) fn is_cut(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Cancelled)
         || (status.code() == Code::Unknown && status.message().contains("transport error"))
         || status.message().contains("h2 protocol error")

@@ -5,8 +5,12 @@
 //! and die (few by default; the long run is a target of its own). A moment is a time, so this is the one place where a
 //! test waits for the clock: not for something to have happened, but to be at an arbitrary place when it strikes.
 
+mod failpoints;
 mod kubelet;
+mod life;
 mod moments;
+mod points;
+mod soak;
 
 use std::{fs, time::Duration};
 
@@ -79,7 +83,7 @@ fn any_other_process_that_is_killed_at_any_moment_leaves_nothing() {
             let strike = async {
                 tokio::time::sleep(at).await;
                 let mut others = leak::processes(&node.scope())?;
-                others.retain(|process| process.pid != node.daemon_pid() && is_ours(process.pid));
+                others.retain(|process| process.pid != node.daemon_pid() && is_shim(process.pid));
                 if !others.is_empty() {
                     let victim = others.swap_remove(moments.below(others.len()));
                     let _ = kill(Pid::from_raw(i32::try_from(victim.pid)?), Signal::SIGKILL);
@@ -111,7 +115,7 @@ fn a_daemon_and_shims_that_are_killed_together_leave_nothing() {
                 tokio::time::sleep(at).await;
                 node.kill_daemon()?;
                 for process in leak::processes(&node.scope())? {
-                    if is_ours(process.pid) {
+                    if is_shim(process.pid) {
                         let _ = kill(Pid::from_raw(i32::try_from(process.pid)?), Signal::SIGKILL);
                     }
                 }
@@ -128,7 +132,7 @@ fn a_daemon_and_shims_that_are_killed_together_leave_nothing() {
 }
 
 /// Whether it is a shim or an OCI runtime of ours, rather than a container's program.
-fn is_ours(pid: u32) -> bool {
+fn is_shim(pid: u32) -> bool {
     let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     executable.to_string_lossy().contains("containerd-shim-vaina-v1")
 }

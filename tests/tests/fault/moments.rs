@@ -45,6 +45,11 @@ impl Moments {
         usize::try_from(self.next() % u64::try_from(bound.max(1)).unwrap_or(1)).unwrap_or(0)
     }
 
+    /// Further moments that don't depend on how many of these are taken.
+    pub(crate) fn split(&mut self) -> Self {
+        Self { state: self.next(), ..*self }
+    }
+
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
