@@ -9,6 +9,8 @@ pub mod container;
 pub mod error;
 pub mod events;
 pub mod exits;
+#[cfg(feature = "failpoints")]
+pub mod failpoints;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod group_moves;
