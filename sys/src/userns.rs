@@ -8,12 +8,15 @@ use std::{
     fmt, fs, io,
     io::{Read as _, Write as _},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
 
-use nix::{libc, sched::CloneFlags};
+use nix::{
+    libc,
+    sched::{CloneFlags, setns, unshare},
+};
 
 use crate::process;
 
@@ -87,9 +90,8 @@ impl Member {
 
     fn start(user: Option<BorrowedFd<'_>>, make: CloneFlags) -> io::Result<Self> {
         let (mut link, its) = UnixStream::pair()?;
-        let user = user.map_or(-1, |user| user.as_raw_fd());
         let pid = match copy(0)? {
-            Copy::Child => member(user, make.bits(), its.as_raw_fd(), link.as_raw_fd()),
+            Copy::Child => member(user, make, its, link),
             Copy::Parent(pid) => pid,
         };
         drop(its);
@@ -169,7 +171,7 @@ pub fn become_first_process(user: impl AsFd, report: impl AsFd) -> io::Result<()
         return Err(io::Error::new(io::ErrorKind::Unsupported, "fork in a process with threads"));
     }
     enter(user.as_fd(), &[])?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
+    unshare(CloneFlags::CLONE_NEWPID)?;
     match copy(libc::CLONE_PARENT | libc::SIGCHLD)? {
         Copy::Child => Ok(()),
         Copy::Parent(pid) => {
@@ -181,9 +183,9 @@ pub fn become_first_process(user: impl AsFd, report: impl AsFd) -> io::Result<()
 }
 
 fn enter(user: BorrowedFd<'_>, others: &[BorrowedFd<'_>]) -> io::Result<()> {
-    nix::sched::setns(user, CloneFlags::CLONE_NEWUSER)?;
+    setns(user, CloneFlags::CLONE_NEWUSER)?;
     for other in others {
-        nix::sched::setns(other, CloneFlags::empty())?;
+        setns(other, CloneFlags::empty())?;
     }
     let (root, group) = (nix::unistd::Uid::from_raw(0), nix::unistd::Gid::from_raw(0));
     nix::unistd::setresgid(group, group, group)?;
@@ -208,19 +210,18 @@ fn copy(flags: i32) -> io::Result<Copy> {
     }
 }
 
-/// The life of a [`Member`]. It may be the copy of one thread among many, whose locks are held for ever: only system calls.
-fn member(user: i32, make: i32, link: i32, parents: i32) -> ! {
-    // SAFETY: system calls on numbers of descriptors that this copy has, and on memory of its own stack. `_exit` runs nothing.
-    unsafe {
-        // So that the end of the parent is the end of the link.
-        libc::close(parents);
-        let failed = (user >= 0 && libc::setns(user, libc::CLONE_NEWUSER) != 0) || libc::unshare(make) != 0;
-        let answer = if failed { *libc::__errno_location() } else { 0 }.to_ne_bytes();
-        libc::write(link, answer.as_ptr().cast(), answer.len());
-        let mut nothing = 0_u8;
-        libc::read(link, (&raw mut nothing).cast(), 1);
-        libc::_exit(0)
-    }
+/// The life of a [`Member`]. It may be the copy of one thread among many, whose locks are held for ever: nothing in here is more
+/// than a system call.
+fn member(user: Option<BorrowedFd<'_>>, make: CloneFlags, mut link: UnixStream, parents: UnixStream) -> ! {
+    // So that the end of the parent is the end of the link.
+    drop(parents);
+    let joined = user.map_or(Ok(()), |user| setns(user, CloneFlags::CLONE_NEWUSER));
+    let errno = joined.and_then(|()| unshare(make)).err().map_or(0, |errno| errno as i32);
+    // Who does not hear it is gone, and then so is the other side of the link.
+    let _ = link.write_all(&errno.to_ne_bytes());
+    let _ = link.read(&mut [0]);
+    // SAFETY: ends this copy at once. Nothing that the original registered for its own end must run here.
+    unsafe { libc::_exit(0) }
 }
 
 /// Its exit code; nothing if it was killed.
@@ -256,7 +257,7 @@ mod tests {
     }
 
     mod root {
-        use std::os::unix::fs::MetadataExt as _;
+        use std::os::{fd::AsRawFd as _, unix::fs::MetadataExt as _};
 
         use super::*;
 
