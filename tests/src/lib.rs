@@ -3,8 +3,8 @@
 //! A [`node::Node`] is a machine of its own as far as the kernel allows it without a virtual one: own mount and network
 //! namespaces, own `/run` and `/var/lib`, and a real `vaina serve` in it. Tests talk to it through [`client`] with configs
 //! from [`build`], or run commands with [`running`], disturb it with [`disturb`], wait with [`wait`], and end with the
-//! comparison of [`leak`]. [`images`] makes what they run, [`registry`] serves it. [`guest`] is a whole machine, for what
-//! namespaces can't show.
+//! comparison of [`leak`]; those that know only the CRI are tried on a [`peer`] too. [`images`] makes what they run,
+//! [`registry`] serves it. [`guest`] is a whole machine, for what namespaces can't show.
 
 pub mod bench;
 pub mod build;

@@ -4,6 +4,8 @@
 //! So tests run beside each other and beside whatever else the machine does, and the comparison of [`leak`] may look at
 //! the whole mount table, all links and the whole nft ruleset. PIDs and cgroups are the machine's; what belongs to the
 //! node there is found by its name. The root mount is shared, as it is on machines that run kubelets.
+//!
+//! A test that knows only the CRI says so by [`e2e_cri`]; a [`peer`] may then serve it in the place of ours.
 
 use std::{
     any::Any,
