@@ -63,6 +63,11 @@ fn directory() -> Option<&'static Path> {
     DIRECTORY.get_or_init(|| env::var_os(VARIABLE).map(PathBuf::from)).as_deref()
 }
 
+/// What a program must be given so that its failpoints are the tests' too.
+pub fn environment() -> Option<(&'static str, &'static Path)> {
+    Some((VARIABLE, directory()?))
+}
+
 /// Tells the tests which points a program has, and which of them can fail.
 pub fn announce(points: impl IntoIterator<Item = (String, bool)>) {
     let Some(directory) = directory() else { return };

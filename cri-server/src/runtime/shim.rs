@@ -444,6 +444,8 @@ async fn run(
         .stdout(Stdio::piped())
         .stderr(log)
         .kill_on_drop(true);
+    #[cfg(feature = "failpoints")]
+    process.envs(vaina_sys::failpoint::environment());
     let child = debug_span!("spawn").in_scope(|| process.spawn()).map_err(spawn)?;
     let output = timeout(Duration::from_secs(LONG), child.wait_with_output())
         .await

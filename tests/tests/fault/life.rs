@@ -108,7 +108,14 @@ impl Life {
         ensure!(listed.len() == 1, "several containers for one key: {listed:?}");
         match container.state() {
             ContainerState::ContainerCreated => {
-                self.call(async |cri| cri.start_container(&container.id).await).await;
+                // One that can't be started, since its making has failed half-way, gives way to the next attempt.
+                if self.call(async |cri| cri.start_container(&container.id).await).await.is_none()
+                    && self.look(async |cri| cri.container(&container.id).await).await?.state()
+                        == ContainerState::ContainerCreated
+                {
+                    self.call(async |cri| cri.remove_container(&container.id).await).await;
+                    *containers += 1;
+                }
             }
             ContainerState::ContainerRunning if !self.volume.join("up").exists() => {
                 tokio::time::sleep(Duration::from_millis(2)).await;

@@ -193,8 +193,7 @@ async fn disturb(
             tokio::time::sleep(Duration::from_millis(2)).await;
             if node.has_ended()? {
                 kills += 1;
-                node.kill_daemon()?;
-                node.start_daemon().await?;
+                restart(node).await?;
             }
         }
         if done.get() >= total {
@@ -202,8 +201,7 @@ async fn disturb(
         }
         match moments.below(4) {
             0 => {
-                node.kill_daemon()?;
-                node.start_daemon().await?;
+                restart(node).await?;
             }
             1 => {
                 let shims: Vec<_> = leak::processes(&node.scope())?
@@ -223,6 +221,19 @@ async fn disturb(
         }
         kills += 1;
     }
+}
+
+/// Kills the daemon and starts it; a failpoint may kill it again while it recovers.
+async fn restart(node: &mut Node) -> Result<()> {
+    for _ in 0..10 {
+        node.kill_daemon()?;
+        match node.start_daemon().await {
+            Err(error) if !node.has_ended()? => return Err(error),
+            Err(_) => {}
+            Ok(()) => return Ok(()),
+        }
+    }
+    bail!("the daemon does not get through its recovery")
 }
 
 /// What is listed is what the clients know, no more and no less.
@@ -269,8 +280,7 @@ fn random_operations_with_kills_in_between_end_as_the_model_says() {
         let kills = kills.with_context(|| seed.clone())?;
         operated.into_iter().collect::<Result<Vec<()>>>().with_context(|| seed.clone())?;
         if node.has_ended()? {
-            node.kill_daemon()?;
-            node.start_daemon().await?;
+            restart(node).await?;
         }
         for point in points.all()?.keys() {
             points.release(point);
