@@ -226,14 +226,16 @@ impl App {
         Ok(app)
     }
 
+    /// Builds and recovers, and serves nothing: `vaina doctor --repair`. No daemon starts while the lock is held.
+    pub async fn recovered(config: Config) -> Result<(Arc<Self>, File), StartError> {
+        let lock = take_directories(&config)?;
+        let (streaming, _) = Streaming::open(&config.streaming).await.map_err(StartError::Streaming)?;
+        Ok((Self::build(config, streaming).await?, lock))
+    }
+
     /// Builds, recovers and serves. The socket is there when this answers.
     pub async fn start(config: Config) -> Result<RunningApp, StartError> {
-        config.validate()?;
-        for directory in [&config.state, &config.root] {
-            fs::create_dir_all(directory).map_err(at("make directory", directory))?;
-            fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).map_err(at("set mode of", directory))?;
-        }
-        let lock = lock_state(&config.state)?;
+        let lock = take_directories(&config)?;
         let socket = config.socket();
         let (streaming, streams) = Streaming::open(&config.streaming).await.map_err(StartError::Streaming)?;
         let app = Self::build(config, streaming).await?;
@@ -317,6 +319,16 @@ fn image_config(config: &Config) -> ImageConfig {
         parallel_downloads: config.image.parallel_downloads,
         progress_timeout: Duration::from_secs(config.image.progress_timeout_seconds),
     }
+}
+
+/// Makes both directories, and locks them for one daemon.
+fn take_directories(config: &Config) -> Result<File, StartError> {
+    config.validate()?;
+    for directory in [&config.state, &config.root] {
+        fs::create_dir_all(directory).map_err(at("make directory", directory))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o711)).map_err(at("set mode of", directory))?;
+    }
+    lock_state(&config.state)
 }
 
 /// One daemon for each state directory; the kernel lets go of the lock however the holder ends.

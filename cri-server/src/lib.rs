@@ -6,6 +6,7 @@
 pub mod app;
 pub mod config;
 pub mod container;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exits;

@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use vaina_cri_server::{
     app::App,
     config::Config,
+    doctor::{self, Doctor},
     error::{Chain, Classify, Kind},
     standalone, telemetry,
 };
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Serve the Kubernetes Container Runtime Interface
     Serve(Serve),
+    /// Say what is wrong with this node, and mend it
+    Doctor(Doctor),
     #[command(flatten)]
     Standalone(standalone::Command),
 }
@@ -59,12 +62,13 @@ fn main() -> ExitCode {
                 ExitCode::from(code)
             }
         },
-        Command::Standalone(command) => standalone(command),
+        Command::Doctor(arguments) => for_people(doctor::run(arguments)),
+        Command::Standalone(command) => for_people(standalone::run(command)),
     }
 }
 
 /// The commands for people; their errors are told by then.
-fn standalone(command: standalone::Command) -> ExitCode {
+fn for_people(command: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -72,7 +76,7 @@ fn standalone(command: standalone::Command) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(standalone::run(command));
+    let code = runtime.block_on(command);
     // A thread may still read the terminal; nothing else is under way.
     runtime.shutdown_background();
     code

@@ -32,11 +32,27 @@ struct Facts {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Disk {
-    is_read_only: bool,
-    bytes: u64,
-    inodes: u64,
-    has_inodes: bool,
+pub(crate) struct Disk {
+    pub(crate) is_read_only: bool,
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+    pub(crate) has_inodes: bool,
+}
+
+impl Disk {
+    /// Why nothing can be kept in the directory `root` of it.
+    pub(crate) fn problem(self, root: &str) -> Option<Problem> {
+        let Self { is_read_only, bytes, inodes, has_inodes } = self;
+        if is_read_only {
+            Some(("StoreReadOnly", format!("the file system of {root} is mounted read-only")))
+        } else if bytes < RESERVE_BYTES {
+            Some(("DiskFull", format!("{bytes} bytes are left for {root}, fewer than {RESERVE_BYTES}")))
+        } else if has_inodes && inodes < RESERVE_INODES {
+            Some(("DiskFull", format!("{inodes} inodes are left for {root}, fewer than {RESERVE_INODES}")))
+        } else {
+            None
+        }
+    }
 }
 
 /// The first thing that is in the way.
@@ -58,19 +74,12 @@ pub(crate) async fn problem(app: &App) -> Option<Problem> {
 }
 
 fn judge(facts: &Facts) -> Option<Problem> {
-    let root = facts.root.display();
-    match facts.disk {
-        None => return Some(("StoreNotThere", format!("directory {root} can't be looked at"))),
-        Some(disk) if disk.is_read_only => {
-            return Some(("StoreReadOnly", format!("the file system of {root} is mounted read-only")));
-        }
-        Some(Disk { bytes, .. }) if bytes < RESERVE_BYTES => {
-            return Some(("DiskFull", format!("{bytes} bytes are left for {root}, fewer than {RESERVE_BYTES}")));
-        }
-        Some(Disk { inodes, has_inodes: true, .. }) if inodes < RESERVE_INODES => {
-            return Some(("DiskFull", format!("{inodes} inodes are left for {root}, fewer than {RESERVE_INODES}")));
-        }
-        Some(_) => {}
+    let root = facts.root.display().to_string();
+    let Some(disk) = facts.disk else {
+        return Some(("StoreNotThere", format!("directory {root} can't be looked at")));
+    };
+    if let Some(problem) = disk.problem(&root) {
+        return Some(problem);
     }
     if let Some(reason) = &facts.store {
         return Some(("StoreNotWritable", reason.clone()));
@@ -84,7 +93,7 @@ fn judge(facts: &Facts) -> Option<Problem> {
     None
 }
 
-fn disk(path: &Path) -> Option<Disk> {
+pub(crate) fn disk(path: &Path) -> Option<Disk> {
     let found = statvfs(path).ok()?;
     Some(Disk {
         is_read_only: found.f_flag.contains(StatVfsMountFlags::RDONLY),
@@ -95,7 +104,7 @@ fn disk(path: &Path) -> Option<Disk> {
 }
 
 /// Whether a program can be executed, found as the start of a shim finds it.
-fn is_program(program: &Path) -> bool {
+pub(crate) fn is_program(program: &Path) -> bool {
     let can = |path: &Path| path.is_file() && access(path, Access::EXEC_OK).is_ok();
     if program.components().count() > 1 {
         return can(program);

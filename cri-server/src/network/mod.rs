@@ -209,7 +209,12 @@ impl Network {
 
     /// [`Self::findings`] for one who has not opened the network and changes nothing: the commands for people.
     pub async fn findings_on(config: &config::Network, addresses: &[IpAddr]) -> Result<Vec<String>, NetworkError> {
-        Self { host: Arc::new(Host::new(config)?) }.findings(addresses).await
+        Self::look(config)?.findings(addresses).await
+    }
+
+    /// The network as it is, for one who changes nothing: neither bridge nor table is made.
+    pub fn look(config: &config::Network) -> Result<Self, NetworkError> {
+        Ok(Self { host: Arc::new(Host::new(config)?) })
     }
 
     /// Removes what [`Self::open`] made. For tests, and for those who take Vaina off a host: pods lose their network.
