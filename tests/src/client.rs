@@ -101,6 +101,12 @@ impl Cri {
         runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
         /// `CheckpointContainer`.
         runtime.checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
+        /// `CheckpointPod`.
+        runtime.checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse;
+        /// `RestorePod`.
+        runtime.restore_pod(RestorePodRequest) -> RestorePodResponse;
+        /// `UpdateRuntimeConfig`.
+        runtime.update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
         /// `Attach`.
         runtime.attach(AttachRequest) -> AttachResponse;
         /// `PullImage`.

@@ -57,3 +57,16 @@ fn message(container: &Container) -> cri::Container {
         annotations: container.config.annotations.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // proves: ContainerState.CONTAINER_UNKNOWN
+    #[test]
+    fn a_container_of_which_nothing_is_known_is_neither_running_nor_exited() {
+        let unknown = ContainerState::Unknown("its record can't be read".into());
+        assert_eq!(state(&unknown), cri::ContainerState::ContainerUnknown);
+        assert_eq!(state(&ContainerState::Created), cri::ContainerState::ContainerCreated);
+    }
+}

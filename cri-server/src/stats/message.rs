@@ -166,7 +166,7 @@ mod tests {
     use super::{
         super::{
             parse::Traffic,
-            read::{Cpu, Swap},
+            read::{Cpu, Pressures, Swap},
         },
         *,
     };
@@ -205,6 +205,40 @@ mod tests {
         assert_eq!(usage(&free, 3, None).memory.unwrap().available_bytes, None);
     }
 
+    // proves: CpuUsage.{timestamp, psi}
+    // proves: MemoryUsage.{timestamp, usage_bytes, rss_bytes, page_faults, major_page_faults, psi}
+    // proves: SwapUsage.{timestamp, swap_available_bytes, swap_usage_bytes}, IoUsage.{timestamp, psi}
+    // proves: PsiStats.{Full, Some}, PsiData.{Total, Avg10, Avg60, Avg300}
+    #[test]
+    fn every_number_has_its_place() {
+        let stall = |first: u64| Stall { total: first, averages: [1, 2, 3].map(|next| (first + next) as f64) };
+        let pressure = |first: u64| Some(Pressure { some: stall(first), full: stall(first + 10) });
+        let sample = Sample {
+            cpu: Some(Cpu { usage: 1, ..Cpu::default() }),
+            memory: Some(Memory { usage: 2, rss: 3, faults: 4, major_faults: 5, ..Memory::default() }),
+            swap: Some(Swap { usage: 6, limit: Some(13) }),
+            pressure: Pressures { cpu: pressure(100), memory: pressure(200), io: pressure(300) },
+            ..Sample::default()
+        };
+        let told = |first: u64| {
+            let data = |total: u64| {
+                let [avg10, avg60, avg300] = [1, 2, 3].map(|next| (total + next) as f64);
+                Some(PsiData { total, avg10, avg60, avg300 })
+            };
+            Some(PsiStats { some: data(first), full: data(first + 10) })
+        };
+        let Usage { cpu, memory, swap, io } = usage(&sample, 9, None);
+        let (cpu, memory) = (cpu.unwrap(), memory.unwrap());
+        assert_eq!((cpu.timestamp, cpu.psi), (9, told(100)));
+        assert_eq!((memory.timestamp, memory.psi), (9, told(200)));
+        assert_eq!((memory.usage_bytes, memory.rss_bytes), (value(2), value(3)));
+        assert_eq!((memory.page_faults, memory.major_page_faults), (value(4), value(5)));
+        assert_eq!(swap, Some(SwapUsage { timestamp: 9, swap_available_bytes: value(7), swap_usage_bytes: value(6) }));
+        assert_eq!(io, Some(IoUsage { timestamp: 9, psi: told(300) }));
+    }
+
+    // proves: NetworkUsage.{timestamp, default_interface, interfaces}
+    // proves: NetworkInterfaceUsage.{name, rx_bytes, rx_errors, tx_bytes, tx_errors}
     #[test]
     fn the_pods_own_interface_stands_apart() {
         let interface = |name: &str| Interface {
@@ -215,7 +249,8 @@ mod tests {
         let usage = network(&[interface("net1"), interface("eth0")], 5);
         let default = usage.default_interface.unwrap();
         assert_eq!((default.name.as_str(), default.rx_bytes, default.tx_errors), ("eth0", value(1), value(4)));
-        assert_eq!(usage.interfaces.len(), 1);
+        assert_eq!((default.rx_errors, default.tx_bytes, usage.timestamp), (value(2), value(3), 5));
+        assert_eq!(usage.interfaces.iter().map(|other| other.name.as_str()).collect::<Vec<_>>(), ["net1"]);
         assert_eq!(network(&[interface("net1")], 5).default_interface.unwrap().name, "net1");
         assert!(network(&[], 5).default_interface.is_none());
     }

@@ -241,6 +241,7 @@ mod tests {
         }
     }
 
+    // proves: AuthConfig.{auth, server_address, identity_token, registry_token}
     #[test]
     fn reads_the_cri_message() {
         let auth = |text: &str| cri::AuthConfig { auth: text.to_owned(), ..Default::default() };
@@ -252,6 +253,10 @@ mod tests {
         let address_only = cri::AuthConfig { server_address: "x".to_owned(), ..Default::default() };
         assert_eq!(Credentials::from_cri(&address_only), Ok(None));
         assert!(!format!("{credentials:?}").contains("user"));
+        let tokens =
+            cri::AuthConfig { identity_token: "i".to_owned(), registry_token: "r".to_owned(), ..Default::default() };
+        let tokens = Credentials::from_cri(&tokens).unwrap().unwrap();
+        assert_eq!((tokens.identity_token.as_str(), tokens.registry_token.as_str()), ("i", "r"));
     }
 
     #[test]
