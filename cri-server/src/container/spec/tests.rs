@@ -413,6 +413,7 @@ fn seccomp_profiles_are_ours_the_hosts_or_none() {
     assert_eq!(case.build().unwrap()["linux"]["seccomp"], json!({ "defaultAction": "SCMP_ACT_ALLOW" }));
 }
 
+// proves: LinuxContainerSecurityContext.{apparmor, apparmor_profile}
 #[test]
 fn apparmor_profiles_are_named_by_either_field_and_need_a_host_that_has_it() {
     let mut case = Case::default();

@@ -283,6 +283,7 @@ mod root {
         })
     }
 
+    // proves: AuthConfig.{username, password, identity_token, registry_token}
     #[tokio::test]
     async fn authenticates_every_way() {
         let address = Arc::new(Mutex::new(String::new()));
