@@ -18,7 +18,7 @@ pub(super) struct Difference {
     pub(super) test: String,
     /// Of which endpoints; of all when there is none.
     #[serde(default)]
-    endpoints: Vec<String>,
+    pub(super) endpoints: Vec<String>,
     /// It may pass too: what it does differently is a matter of time.
     #[serde(default)]
     pub(super) sometimes: bool,
