@@ -184,6 +184,14 @@ fn audit(architecture: ScmpArch) -> Option<u32> {
     }
 }
 
+/// Codes of instructions, of `linux/bpf_common.h`: load a word from a fixed offset, jump on a comparison with a constant,
+/// return a constant.
+const LOAD: u16 = 0x20;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER: u16 = 0x25;
+const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
 /// Calls of x32 have the architecture of x86-64 and this bit.
 const X32: u32 = 0x4000_0000;
 
@@ -204,16 +212,14 @@ fn unknown_calls(profile: &LinuxSeccomp, architectures: &[ScmpArch]) -> Vec<u8> 
         let (Some(audit), Some(highest)) = (audit(architecture), highest(architecture)) else { continue };
         let x32 = architecture == ScmpArch::X32;
         let highest = if x32 { highest | X32 } else { highest };
-        let load = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-        let jump = |condition: u32| (libc::BPF_JMP | condition | libc::BPF_K) as u16;
         // Offsets in `struct seccomp_data`: the call's number at 0, the architecture at 4.
         let instructions = [
-            (load, 0, 0, 4),
-            (jump(libc::BPF_JEQ), 0, 4, audit),
-            (load, 0, 0, 0),
-            (jump(libc::BPF_JGE), if x32 { 0 } else { 2 }, if x32 { 2 } else { 0 }, X32),
-            (jump(libc::BPF_JGT), 0, 1, highest),
-            ((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
+            (LOAD, 0, 0, 4),
+            (JUMP_EQUAL, 0, 4, audit),
+            (LOAD, 0, 0, 0),
+            (JUMP_GREATER_OR_EQUAL, if x32 { 0 } else { 2 }, if x32 { 2 } else { 0 }, X32),
+            (JUMP_GREATER, 0, 1, highest),
+            (RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
         ];
         for (code, on_true, on_false, value) in instructions {
             program.extend(u16::to_ne_bytes(code));
