@@ -55,7 +55,7 @@ impl Life {
         // A port of the pod that is held as long as the container lives tells of a second copy.
         let script = format!(
             "(nc -l -p 7777 >/dev/null 2>&1 || echo x >>/v/double) & trap 'echo end; exit 7' TERM; \
-             i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; echo x >/v/up; \
+             i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done; echo x >/v/up-{attempt}; \
              while :; do sleep 1000 & wait $!; done"
         );
         Container::new("c", IMAGE).sh(&script).mount(&self.volume, "/v").attempt(attempt)
@@ -106,6 +106,7 @@ impl Life {
             return Ok(None);
         };
         ensure!(listed.len() == 1, "several containers for one key: {listed:?}");
+        let is_up = self.volume.join(format!("up-{containers}")).exists();
         match container.state() {
             ContainerState::ContainerCreated => {
                 // One that can't be started, since its making has failed half-way, gives way to the next attempt.
@@ -117,7 +118,7 @@ impl Life {
                     *containers += 1;
                 }
             }
-            ContainerState::ContainerRunning if !self.volume.join("up").exists() => {
+            ContainerState::ContainerRunning if !is_up => {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             ContainerState::ContainerRunning => {
@@ -125,7 +126,8 @@ impl Life {
             }
             ContainerState::ContainerExited | ContainerState::ContainerUnknown => {
                 let status = self.look(async |cri| cri.container(&container.id).await).await?;
-                if self.volume.join("up").exists() {
+                // A start that has failed is no life, however far it came.
+                if is_up && status.reason != "StartError" {
                     return self.end(status.exit_code, &status.log_path).map(Some);
                 }
                 if self.call(async |cri| cri.remove_container(&container.id).await).await.is_some() {
