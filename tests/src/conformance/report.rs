@@ -132,9 +132,11 @@ const HEAD: &str = "<!-- Made by `make conformance-report`. Do not edit: `make u
     `tests/src/conformance`); what is out of scope has its reason in `tests/src/conformance/out-of-scope.toml`, and the \
     tests named there see it turned away. A row without either fails `make unit`.\n";
 
+type IsOne = fn(&Kind) -> bool;
+
 fn counts(text: &mut String, wire: &Wire, known: &Known<'_>) {
     let _ = write!(text, "\n| | rows | supported | out of scope |\n| --- | ---: | ---: | ---: |\n");
-    let kinds: [(&str, fn(&Kind) -> bool); 4] = [
+    let kinds: [(&str, IsOne); 4] = [
         ("calls", |kind| matches!(kind, Kind::Call { .. })),
         ("fields", |kind| matches!(kind, Kind::Field { .. })),
         ("values of enums", |kind| matches!(kind, Kind::Value { .. })),
