@@ -8,6 +8,7 @@ mod cdi;
 mod container;
 mod crictl;
 mod daemon;
+mod doctor;
 mod environment;
 mod events;
 mod examples;
@@ -41,6 +42,7 @@ mod streaming;
 mod telemetry;
 mod update;
 mod user_namespaces;
+mod verbose;
 
 use tonic::{Code, Status};
 
