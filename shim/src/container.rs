@@ -110,9 +110,8 @@ impl Container {
         let console = console_for(create.stdio.terminal, &create.bundle, "console.sock")?;
         let (streams, pumps) = match (&console, &create.streams) {
             (Some(_), _) => (nothing(), Pumps::default()),
-            (None, Streams::Kept { log, input }) => {
-                stdio::kept(log.as_deref(), *input, create.owner).step(|| format!("open the streams with log {log:?}"))?
-            }
+            (None, Streams::Kept { log, input }) => stdio::kept(log.as_deref(), *input, create.owner)
+                .step(|| format!("open the streams with log {log:?}"))?,
             (None, Streams::Passed) => (passed(&create.stdio, create.owner)?, Pumps::default()),
         };
         let init = Arc::new(Process::new(create.stdio.clone()));

@@ -115,8 +115,7 @@ pub fn tool(name: &str, package: &str) -> Result<PathBuf> {
 
 /// The directory with containerd and its shim, from `VAINA_CONTAINERD`.
 pub fn containerd() -> Result<PathBuf> {
-    let path =
-        PathBuf::from(env::var_os("VAINA_CONTAINERD").context("VAINA_CONTAINERD is not set: `make peers`")?);
+    let path = PathBuf::from(env::var_os("VAINA_CONTAINERD").context("VAINA_CONTAINERD is not set: `make peers`")?);
     for name in ["containerd", "containerd-shim-runc-v2"] {
         ensure!(path.join(name).exists(), "{} is missing: `make peers`", path.join(name).display());
     }

@@ -21,8 +21,8 @@ pub mod cdi;
 mod create;
 mod exec_process;
 mod exec_sync;
-pub(crate) mod idmap;
 mod host_devices;
+pub(crate) mod idmap;
 mod image_volume;
 mod list;
 mod record;
@@ -45,6 +45,13 @@ use tokio::sync::{Mutex as Gate, MutexGuard, RwLockReadGuard, watch};
 use tracing::{Instrument as _, info_span};
 use vaina_proto::cri::{ContainerConfig, ContainerMetadata, ImageSpec, LinuxContainerResources};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::{
+    cdi::requested as requested_devices,
+    create::{check_log_path, stop_signal},
+    idmap::check as check_mappings,
+    image_volume::image_of,
+};
 pub use self::{
     create::{CreateError, create},
     exec_process::ProcessError,
@@ -59,13 +66,6 @@ pub use self::{
     steps::{Level, StepError},
     stop::{StopError, stop},
     update::{UpdateError, update},
-};
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use self::{
-    cdi::requested as requested_devices,
-    create::{check_log_path, stop_signal},
-    idmap::check as check_mappings,
-    image_volume::image_of,
 };
 pub(crate) use self::{
     exec_process::{DRAIN_LIMIT, ExecProcess, Fifo, process_spec, unique_name},
@@ -171,8 +171,7 @@ pub struct ContainerImage {
 
 impl ContainerImage {
     fn new(image: &Image, asked: &ImageSpec) -> Self {
-        let named =
-            if asked.user_specified_image.is_empty() { &asked.image } else { &asked.user_specified_image };
+        let named = if asked.user_specified_image.is_empty() { &asked.image } else { &asked.user_specified_image };
         // Of several tags the one that the pod has in its manifest.
         let is_named = |tag: &&String| named.parse::<Reference>().is_ok_and(|named| named.to_string() == **tag);
         Self {
@@ -231,6 +230,8 @@ pub struct Container {
     state: watch::Sender<ContainerState>,
     /// The part of the record that changes.
     pub(crate) kept: Mutex<Kept>,
+    /// Clients that wait for it to stop.
+    pub(crate) stop_callers: StopCallers,
     /// What statistics remember of it.
     pub(crate) memo: Memo,
     /// Why it is there though it could not be made, for those who joined the operation.
@@ -238,8 +239,6 @@ pub struct Container {
 }
 
 /// The part of a container's record that changes.
-    /// Clients that wait for it to stop.
-    pub(crate) stop_callers: StopCallers,
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Kept {
     /// Where it stands; [`None`] without a record.
@@ -303,6 +302,7 @@ impl Container {
             kept: Mutex::new(kept),
             memo: Memo::default(),
             failure: Mutex::new(None),
+            stop_callers: StopCallers::default(),
         }
     }
 
@@ -310,11 +310,9 @@ impl Container {
     pub(crate) fn unreadable(id: ContainerId, sandbox: Arc<Sandbox>, reason: &str) -> Self {
         let image = ContainerImage { id: ImageId::new("unknown"), name: "unknown".into(), reference: "unknown".into() };
         // Clients refuse a status without a name, and then can't remove it.
-            stop_callers: StopCallers::default(),
         let metadata = ContainerMetadata { name: format!("unknown-{id}"), attempt: 0 };
         let config = ContainerConfig { metadata: Some(metadata), ..ContainerConfig::default() };
-        let origin =
-            Origin { id, sandbox, config, image, volume_images: Vec::new(), stop_signal: 15, created_at: 1 };
+        let origin = Origin { id, sandbox, config, image, volume_images: Vec::new(), stop_signal: 15, created_at: 1 };
         let kept = Kept { mark: Some(Mark::Toward(Level::Running)), ..Kept::default() };
         let container = Self::new(origin, kept);
         container.publish(ContainerState::Unknown(reason.into()));

@@ -83,7 +83,14 @@ impl ImageStore {
         if left.is_named() {
             return self.replace(left).await;
         }
-        self.drop_image(left).await
+        let dropped = self.drop_image(left).await;
+        if dropped.is_err() {
+            // It is recorded as before, so a retry must find it.
+            let mut index = lock(&self.inner.index);
+            index.removed.remove(&image.id);
+            index.images.insert(image.id.clone(), image);
+        }
+        dropped
     }
 
     /// Nothing names the image any more: it goes, now or with its last holder.
@@ -174,10 +181,13 @@ impl ImageStore {
             }
             index.removed.remove(id)
         };
-        match image {
-            Some(image) => self.forget(&image).await,
-            None => Ok(()),
+        let Some(image) = image else { return Ok(()) };
+        let forgotten = self.forget(&image).await;
+        if forgotten.is_err() {
+            // The next release or start tries again.
+            lock(&self.inner.index).removed.insert(id.clone(), image);
         }
+        forgotten
     }
 
     async fn replace(&self, mut image: Image) -> Result<(), RemoveError> {

@@ -19,8 +19,7 @@ use crate::{
     app::App,
     error::{Classify, Kind},
     image::{self, Credentials, ImageUser, PullError, PullRequest},
-    info,
-    stats,
+    info, stats,
 };
 
 pub(super) struct Images {

@@ -25,8 +25,8 @@ use tracing::{Instrument as _, debug_span};
 use ttrpc::context::{self, Context};
 pub use vaina_proto::shim::SandboxOptions;
 use vaina_proto::shim::{
-    AttachRequest, BundleMount, ExitReport, HelloRequest, InspectRequest, InspectResponse, PodClient, ReopenLogRequest, StopRequest,
-    TaskOptions, WaitExitRequest,
+    AttachRequest, BundleMount, ExitReport, HelloRequest, InspectRequest, InspectResponse, PodClient, ReopenLogRequest,
+    StopRequest, TaskOptions, WaitExitRequest,
 };
 
 use super::{Handler, NAMESPACE, RuntimeError};

@@ -37,6 +37,8 @@ use std::{
 use tokio::sync::{RwLock, watch};
 use vaina_proto::cri::{LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::run::check;
 pub use self::{
     list::list,
     pod_files::PodFiles,
@@ -49,8 +51,6 @@ pub use self::{
     update::{UpdateError, update},
     user_namespace::UserNamespace,
 };
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use self::run::check;
 pub(crate) use self::{remove::remove_known, stop::stop_known};
 use crate::{
     error::{Classify, Kind},

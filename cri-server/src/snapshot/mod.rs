@@ -135,9 +135,8 @@ pub fn prepare(
             None => (0o755, 0, 0),
         };
         // An owner that the namespace does not have stays as it is, and is nobody there.
-        let (uid, gid) = user.map_or((uid, gid), |user| {
-            (user.uids.outside(uid).unwrap_or(uid), user.gids.outside(gid).unwrap_or(gid))
-        });
+        let (uid, gid) = user
+            .map_or((uid, gid), |user| (user.uids.outside(uid).unwrap_or(uid), user.gids.outside(gid).unwrap_or(gid)));
         chown(&new, Some(uid), Some(gid)).map_err(at("set owner of", &new))?;
         fs::set_permissions(&new, fs::Permissions::from_mode(mode)).map_err(at("set mode of", &new))?;
         fs::rename(&new, &rootfs.upper).map_err(at("create", &rootfs.upper))?;

@@ -43,8 +43,8 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
     let host = Hierarchies::detect().map_err(|source| read(Path::new("/proc/self/mountinfo"), source))?;
     spec::normalise(&mut spec, Host { hugetlb: host.is_v2() || host.controller("hugetlb").is_some() });
     let (rootfs, cgroup) = places(&mut spec, &bundle, &create.id)?;
-    let _user = userns::make(&mut spec)
-        .map_err(|source| OciError::Prepare { step: "make the user namespace", source })?;
+    let _user =
+        userns::make(&mut spec).map_err(|source| OciError::Prepare { step: "make the user namespace", source })?;
     super::devices::stage(&mut spec, &bundle)
         .map_err(|source| OciError::Prepare { step: "make the device nodes", source })?;
     super::volumes::stage(&mut spec, &bundle)

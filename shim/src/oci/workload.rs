@@ -53,7 +53,15 @@ pub(super) enum Kind {
 
 impl Workload {
     pub(super) fn new(causes: Causes, kind: Kind, restriction: Restriction, bytes: Environment) -> Self {
-        Self { causes, kind, restriction, program: RefCell::default(), environment: RefCell::default(), bytes, entry: None }
+        Self {
+            causes,
+            kind,
+            restriction,
+            program: RefCell::default(),
+            environment: RefCell::default(),
+            bytes,
+            entry: None,
+        }
     }
 
     /// As what the library knows nothing of, before anything else is done.

@@ -130,7 +130,7 @@ fn a_pinned_image_says_so_and_each_has_a_spec() {
         node.import_base_as("vaina.test/pinned:1")?;
         let pinned = node.cri().image("vaina.test/pinned:1").await?.context("the image")?;
         ensure!(pinned.pinned, "{pinned:?}");
-        assert_eq!(node.cri().list_images(ListImagesRequest::default()).await?.images, [pinned.clone()]);
+        assert_eq!(node.cri().list_images(ListImagesRequest::default()).await?.images, std::slice::from_ref(&pinned));
         let request = ImageStatusRequest { image: pinned.spec, verbose: false };
         ensure!(node.cri().image_status(request).await?.info.is_empty(), "nobody asked");
         node.cri().remove_image("vaina.test/pinned:1").await?;

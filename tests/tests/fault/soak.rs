@@ -7,7 +7,7 @@
 //! `VAINA_FAULT_SEED` repeats the choices, `VAINA_SOAK_OPERATIONS` says how many there are.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     collections::{BTreeMap, BTreeSet},
     env,
     path::Path,
@@ -52,20 +52,18 @@ struct Known {
 }
 
 struct Client {
-    pods: Vec<(Pod, RefCell<Known>)>,
-    moments: RefCell<Moments>,
+    pods: Vec<(Pod, Known)>,
+    moments: Moments,
 }
 
 impl Client {
     /// One random operation.
-    async fn operate(&self) -> Result<()> {
-        let below = |bound| self.moments.borrow_mut().below(bound);
-        let (pod, known) = &self.pods[below(PODS)];
-        let number = below(CONTAINERS);
-        let what = below(10);
-        let mut known = known.borrow_mut();
+    async fn operate(&mut self) -> Result<()> {
+        let mut below = |bound| self.moments.below(bound);
+        let (pod, number, what) = (below(PODS), below(CONTAINERS), below(10));
+        let (pod, known) = &mut self.pods[pod];
         match (what, known.sandbox.clone()) {
-            (_, None) => run(pod, &mut known).await,
+            (_, None) => run(pod, known).await,
             (0, Some(sandbox)) => {
                 settle("RemovePodSandbox", async |cri| cri.remove_pod_sandbox(&sandbox).await).await?;
                 known.sandbox = None;
@@ -75,7 +73,7 @@ impl Client {
             }
             (1, Some(sandbox)) => settle("StopPodSandbox", async |cri| cri.stop_pod_sandbox(&sandbox).await).await,
             (_, Some(sandbox)) => match (what, known.containers.get(&number).cloned()) {
-                (_, None) => create(pod, &sandbox, number, &mut known).await,
+                (_, None) => create(pod, &sandbox, number, known).await,
                 (2 | 3, Some(id)) => {
                     settle("RemoveContainer", async |cri| cri.remove_container(&id).await).await?;
                     known.containers.remove(&number);
@@ -243,7 +241,7 @@ async fn compare(node: &Node, clients: &[Client]) -> Result<()> {
         cri.list_pod_sandbox(ListPodSandboxRequest::default()).await?.items.into_iter().map(|pod| pod.id).collect();
     let listed = cri.list_containers(ListContainersRequest::default()).await?.containers;
     let containers: BTreeSet<_> = listed.into_iter().map(|container| container.id).collect();
-    let known = || clients.iter().flat_map(|client| &client.pods).map(|(_, known)| known.borrow());
+    let known = || clients.iter().flat_map(|client| &client.pods).map(|(_, known)| known);
     let (known_pods, known_containers): (BTreeSet<_>, BTreeSet<_>) = (
         known().filter_map(|known| known.sandbox.clone()).collect(),
         known().flat_map(|known| known.containers.values().cloned().collect::<Vec<_>>()).collect(),
@@ -260,14 +258,14 @@ fn random_operations_with_kills_in_between_end_as_the_model_says() {
         node.allow("");
         let mut moments = Moments::from_environment(0);
         let total = env::var("VAINA_SOAK_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
-        let clients: Vec<_> = (0..CLIENTS)
+        let mut clients: Vec<_> = (0..CLIENTS)
             .map(|client| Client {
-                pods: (0..PODS).map(|pod| (node.pod(&format!("soak-{client}-{pod}")), RefCell::default())).collect(),
-                moments: RefCell::new(moments.split()),
+                pods: (0..PODS).map(|pod| (node.pod(&format!("soak-{client}-{pod}")), Known::default())).collect(),
+                moments: moments.split(),
             })
             .collect();
         let done = Cell::new(0);
-        let operate = async |client: &Client| {
+        let operate = async |client: &mut Client| {
             while done.get() < total {
                 done.set(done.get() + 1);
                 client.operate().await?;
@@ -276,7 +274,7 @@ fn random_operations_with_kills_in_between_end_as_the_model_says() {
         };
         let seed = moments.to_string();
         let (operated, kills) =
-            tokio::join!(join_all(clients.iter().map(operate)), disturb(node, &points, &mut moments, &done, total));
+            tokio::join!(join_all(clients.iter_mut().map(operate)), disturb(node, &points, &mut moments, &done, total));
         let kills = kills.with_context(|| seed.clone())?;
         operated.into_iter().collect::<Result<Vec<()>>>().with_context(|| seed.clone())?;
         if node.has_ended()? {
@@ -287,7 +285,7 @@ fn random_operations_with_kills_in_between_end_as_the_model_says() {
         }
         compare(node, &clients).await.with_context(|| seed.clone())?;
         for (_, known) in clients.iter().flat_map(|client| &client.pods) {
-            if let Some(sandbox) = &known.borrow().sandbox {
+            if let Some(sandbox) = &known.sandbox {
                 settle("RemovePodSandbox", async |cri| cri.remove_pod_sandbox(sandbox).await).await?;
             }
         }

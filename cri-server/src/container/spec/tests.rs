@@ -5,9 +5,9 @@ use std::path::Path;
 use oci_spec::image::{ConfigBuilder, ImageConfiguration, ImageConfigurationBuilder, RootFsBuilder};
 use serde_json::Value;
 use vaina_proto::cri::{
-    Capability, Device, HugepageLimit, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, SecurityProfile,
-    SupplementalGroupsPolicy, security_profile::ProfileType,
+    Capability, Device, HugepageLimit, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation,
+    SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 
 use super::{user::resolve, *};
@@ -49,7 +49,17 @@ impl Default for Case {
         let host = Host { capabilities: ALL_CAPABILITIES.to_vec(), hostname: "node".into(), ..Host::default() };
         let pod = PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
         let (container, pid) = (ContainerConfig::default(), PidNamespace::Own);
-        Self { pod, container, host, pid, host_network: false, volumes: Vec::new(), image_volumes: Vec::new(), user_namespace: None, cdi: ContainerEdits::default() }
+        Self {
+            pod,
+            container,
+            host,
+            pid,
+            host_network: false,
+            volumes: Vec::new(),
+            image_volumes: Vec::new(),
+            user_namespace: None,
+            cdi: ContainerEdits::default(),
+        }
     }
 }
 
@@ -311,15 +321,8 @@ fn devices_of_vendors_take_the_place_of_others() {
     let mut case = Case::default();
     case.container.devices =
         vec![Device { host_path: "/dev/a".into(), container_path: "/dev/x".into(), permissions: "r".into() }];
-    let host = |path: &str| HostDevice {
-        path: path.into(),
-        is_block: true,
-        major: 9,
-        minor: 2,
-        mode: 0o600,
-        uid: 0,
-        gid: 6,
-    };
+    let host =
+        |path: &str| HostDevice { path: path.into(), is_block: true, major: 9, minor: 2, mode: 0o600, uid: 0, gid: 6 };
     case.host.asked_devices = vec![vec![host("/dev/a/one"), host("/dev/a/b/two")]];
     case.container.mounts =
         vec![Mount { container_path: "/lib/v".into(), host_path: "/srv".into(), ..Default::default() }];
@@ -397,9 +400,8 @@ fn limits_are_passed_on() {
 #[test]
 fn seccomp_profiles_are_ours_the_hosts_or_none() {
     let mut case = Case::default();
-    let profile = |kind: ProfileType, file: &str| {
-        Some(SecurityProfile { profile_type: kind.into(), localhost_ref: file.into() })
-    };
+    let profile =
+        |kind: ProfileType, file: &str| Some(SecurityProfile { profile_type: kind.into(), localhost_ref: file.into() });
     assert!(case.build().unwrap()["linux"].get("seccomp").is_none());
     case.security().seccomp = profile(ProfileType::RuntimeDefault, "");
     let allowed = |case: &Case| case.build().unwrap()["linux"]["seccomp"]["syscalls"][0]["names"].clone();
