@@ -33,6 +33,10 @@ pub struct Doctor {
     /// Mend what can be mended; needs that no daemon runs, since a daemon does this at its start
     #[arg(long)]
     repair: bool,
+    /// Repair removes what has no record even if nothing at all is recorded, as after the loss of the database: with all that
+    /// runs in it
+    #[arg(long, requires = "repair")]
+    all_unrecorded: bool,
 }
 
 /// Looks, mends if that is asked, and says it all: 0 if all is well, 1 with warnings, 2 if something is broken.
@@ -42,7 +46,7 @@ pub async fn run(arguments: Doctor) -> ExitCode {
         Ok(config) => {
             report.push(Check::ok("configuration", "it is valid"));
             if arguments.repair {
-                report.extend(repair::run(config.clone()).await);
+                report.extend(repair::run(config.clone(), arguments.all_unrecorded).await);
             }
             report.extend(look(&config).await);
         }

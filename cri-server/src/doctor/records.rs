@@ -26,6 +26,13 @@ pub(super) struct Records {
     pub(super) unreadable: Vec<(&'static str, String, String)>,
 }
 
+impl Records {
+    /// Whether no pod and no container is recorded.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sandboxes.is_empty() && self.containers.is_empty() && self.unreadable.is_empty()
+    }
+}
+
 /// A pod sandbox as it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Recorded {

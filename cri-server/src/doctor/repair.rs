@@ -4,10 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    reality,
-    records::{self, Records},
+    reality, records,
     report::Check,
-    state,
+    state::{self, Orphans},
 };
 use crate::{
     app::{App, StartError},
@@ -23,7 +22,7 @@ use crate::{
 /// What is deleted behind the answers.
 const LIMIT: Duration = Duration::from_secs(60);
 
-pub(super) async fn run(config: Config) -> Vec<Check> {
+pub(super) async fn run(config: Config, all_unrecorded: bool) -> Vec<Check> {
     let root = config.root.clone();
     // The lock is held to the end of it: a daemon that starts meanwhile refuses.
     let (app, _lock) = match App::recovered(config).await {
@@ -44,15 +43,22 @@ pub(super) async fn run(config: Config) -> Vec<Check> {
             return checks;
         }
     };
-    checks.extend(remove_orphans(&app, &records, &reality).await);
+    // Nobody but us changes anything now, so one look is enough.
+    let orphans = state::orphans(&records, &reality, &reality);
+    if records.is_empty() && orphans.have_parts() && !all_unrecorded {
+        // More likely that the records were lost than that all of it is litter, and it may run.
+        let check =
+            Check::fail("repair", "nothing is recorded, and yet there are pods or containers: they are left alone");
+        checks.push(check.advice("to remove them with all that runs in them: vaina doctor --repair --all-unrecorded"));
+    } else {
+        checks.extend(remove(&app, orphans).await);
+    }
     app.changes.idle(LIMIT).await;
     drop(tokio::time::timeout(LIMIT, blocking(move || snapshot::finish(&root))).await);
     checks
 }
 
-async fn remove_orphans(app: &Arc<App>, records: &Records, reality: &reality::Reality) -> Vec<Check> {
-    // Nobody but us changes anything now, so one look is enough.
-    let orphans = state::orphans(records, reality, reality);
+async fn remove(app: &Arc<App>, orphans: Orphans) -> Vec<Check> {
     let mut checks = Vec::new();
     let told = |what: String, error: Option<String>| match error {
         None => Check::ok(what, "it had no record, and is removed"),

@@ -87,7 +87,12 @@ pub(super) struct Orphans {
 
 impl Orphans {
     fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.containers.is_empty() && self.pins.is_empty()
+        !self.have_parts() && self.pins.is_empty()
+    }
+
+    /// Whether anything of them is surely ours.
+    pub(super) fn have_parts(&self) -> bool {
+        !self.pods.is_empty() || !self.containers.is_empty()
     }
 }
 

@@ -92,7 +92,12 @@ fn what_has_no_record_is_named_and_removed_and_a_foreign_pin_is_left() {
         assert_eq!(code, 2, "{text}");
         assert_told(&text, "fail", &["orphan pod", &id]);
         assert_told(&text, "warn", &[&foreign]);
+        // No record at all looks like a lost database.
         let (code, text) = doctor(node, &["--repair"])?;
+        assert_eq!(code, 2, "{text}");
+        assert_told(&text, "fail", &["repair", "left alone"]);
+        assert!(Path::new("/run/netns").join(format!("vaina-{id}")).exists());
+        let (code, text) = doctor(node, &["--repair", "--all-unrecorded"])?;
         assert_eq!(code, 1, "{text}");
         assert_told(&text, "ok", &["orphan pod", &id, "removed"]);
         assert!(!Path::new("/run/netns").join(format!("vaina-{id}")).exists());
