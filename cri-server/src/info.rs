@@ -86,7 +86,8 @@ pub(crate) async fn status(app: &App) -> Info {
         ("objects", objects),
         ("network", network_state),
         ("firewall", json!(firewall)),
-        ("runtimeHandlers", json!(handlers)),
+        // Not `runtimeHandlers`: crictl prints all these beside the answer's own fields, and one has that name.
+        ("handlers", json!(handlers)),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_string()))

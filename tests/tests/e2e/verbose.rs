@@ -31,7 +31,7 @@ fn the_daemon_says_what_it_is_and_how_it_is_configured() {
         ensure!(version["kernel"].as_str().is_some_and(|kernel| kernel.contains('.')), "{version}");
         assert_eq!(json_of(&info, "network")?["problem"], Value::Null);
         assert_eq!(info["lastCNILoadStatus"], "OK");
-        let handlers = json_of(&info, "runtimeHandlers")?;
+        let handlers = json_of(&info, "handlers")?;
         assert_eq!(handlers[""]["runtimeType"], "io.containerd.vaina.v1");
         assert_eq!(handlers["crun"]["options"]["binary_name"], "crun");
         assert_eq!(json_of(&info, "objects")?["podSandboxes"], 0);
