@@ -111,6 +111,7 @@ fn suite(disturbance: Disturbance) {
             .filter(|(point, fails)| disturbance.is_possible(point, **fails))
             .map(|(point, _)| point)
             .collect();
+        ensure!(!cases.is_empty(), "{disturbance:?} is possible nowhere: the programs' points are not all seen");
         if let Ok(wanted) = env::var("VAINA_FAULT_CASE") {
             cases.retain(|point| **point == wanted);
         } else if env::var_os("VAINA_FAULT_ALL").is_none() {
