@@ -50,6 +50,10 @@ pub(super) fn create(root: &Path, create: &Create) -> Result<(), OciError> {
     super::volumes::stage(&mut spec, &bundle)
         .map_err(|source| OciError::Prepare { step: "prepare the volumes", source })?;
 
+    if std::env::current_dir().is_err() {
+        // What was mounted over our directory has taken it out of sight, and the library asks for its name.
+        std::env::set_current_dir(&bundle).map_err(|source| read(&bundle, source))?;
+    }
     let restriction = restrict(&mut spec, &root)?;
     // After the volumes: the container's groups are not there yet.
     if !host.is_v2() {

@@ -4,7 +4,10 @@ use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use vaina_tests::node::{SOCKET, e2e, run};
+use vaina_tests::{
+    node::{SOCKET, e2e, run},
+    require,
+};
 
 /// Rows that the comparison is read by, as a quick run calls them.
 const ROWS: [&str; 21] = [
@@ -37,7 +40,7 @@ fn a_quick_run_fills_every_row() {
         let json = node.directory().join("bench.json");
         let svg = node.directory().join("bench.svg");
         let endpoint = format!("vaina={SOCKET}");
-        let table = run(Command::new(env!("CARGO_BIN_EXE_vaina-bench"))
+        let table = run(Command::new(require::beside("vaina-bench")?.context("vaina-bench is not built")?)
             .args(["--quick", "--endpoint", &endpoint])
             .arg("--json")
             .arg(&json)

@@ -176,7 +176,8 @@ async fn logs(session: &mut Session<'_>, pod: &str, sandbox: &str) -> Result<()>
     let (out, err) = read(session, &["--reopen"]).await?;
     ensure!(out.is_empty() && err.contains("reopened"), "{out:?} {err:?}");
     let follow = session.start(&["logs", "--follow", &writer])?;
-    session.shows(&["exec", "-s", &writer, "touch", "/tmp/go"], "")?;
+    // The container ends with it, and may take it along before it has ended itself.
+    session.start(&["exec", "-s", &writer, "touch", "/tmp/go"])?.end().await?;
     follow.wait_for("four").await?;
     // It ends with its container.
     let ended = follow.end().await?.expect(0)?;
