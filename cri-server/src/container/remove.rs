@@ -67,7 +67,7 @@ pub async fn remove(app: &Arc<App>, id: &str) -> Result<(), RemoveError> {
 
 /// Removes a container that is there.
 pub(crate) async fn remove_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), RemoveError> {
-    stop_known(app, container, 0).instrument(info_span!("stop")).await.map_err(RemoveError::Stop)?;
+    stop_known(app, container).instrument(info_span!("stop")).await.map_err(RemoveError::Stop)?;
     let _changing = container.changing().await;
     if matches!(container.state(), ContainerState::Removed | ContainerState::Failed(_)) {
         return Ok(());

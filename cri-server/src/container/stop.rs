@@ -87,13 +87,9 @@ pub async fn stop(app: &Arc<App>, id: &str, grace_seconds: i64) -> Result<(), St
     app.changes.clone().run(async move { run(&app, &stopping, grace, anew).await }).await
 }
 
-/// Stops a container that is there, for a caller that can't leave.
-pub(crate) async fn stop_known(
-    app: &Arc<App>,
-    container: &Arc<Container>,
-    grace_seconds: u64,
-) -> Result<(), StopError> {
-    run(app, container, grace_seconds, false).await
+/// Stops a container that is there, at once.
+pub(crate) async fn stop_known(app: &Arc<App>, container: &Arc<Container>) -> Result<(), StopError> {
+    run(app, container, 0, false).await
 }
 
 /// How many clients wait for a container to stop.

@@ -86,7 +86,7 @@ pub(crate) async fn stop_known(app: &Arc<App>, sandbox: &Arc<Sandbox>) -> Result
     // to wait for a process.
     let containers = app.containers_of(&sandbox.id);
     let stops = containers.iter().map(async |container| {
-        container::stop_known(app, container, 0)
+        container::stop_known(app, container)
             .await
             .map_err(|source| StopError::Container { id: container.id.clone(), source: Box::new(source) })
     });
